@@ -1,0 +1,156 @@
+"""AU R-CNN: the partition against a slow, independent rasteriser; RoI pooling against a loop; the network's promises."""
+import cv2
+import numpy as np
+import pytest
+
+from au_study.au_rcnn import partition as p
+
+# Corners of the RoIs in use, typed again on purpose: (landmark a, landmark b, pixels down); the corner is half-way between a and b.
+CORNERS = {
+    1: [(17, 17, -20), (19, 19, -20), (19, 19, 0), (17, 17, 0)],
+    2: [(19, 19, -20), (21, 21, -20), (21, 21, 0), (19, 19, 0)],
+    3: [(21, 21, -20), (27, 27, -40), (27, 27, 0), (21, 21, 0)],
+    4: [(27, 27, -40), (22, 22, -20), (27, 27, 0), (22, 22, 0)],
+    5: [(22, 22, -20), (24, 24, -20), (24, 24, 0), (22, 22, 0)],
+    6: [(24, 24, -20), (26, 26, -20), (26, 26, 0), (24, 24, 0)],
+    7: [(1, 1, 0), (17, 17, 0), (36, 36, 0)],
+    8: [(17, 17, 0), (19, 19, 0), (37, 37, 0), (36, 36, 0)],
+    9: [(19, 19, 0), (38, 38, 0), (39, 39, 0), (21, 21, 0)],
+    10: [(21, 21, 0), (27, 27, 0), (28, 28, 0), (39, 39, 0)],
+    11: [(22, 22, 0), (27, 27, 0), (28, 28, 0), (42, 42, 0)],
+    12: [(22, 22, 0), (42, 42, 0), (43, 43, 0), (24, 24, 0)],
+    13: [(24, 24, 0), (44, 44, 0), (45, 45, 0), (26, 26, 0)],
+    14: [(26, 26, 0), (16, 16, 0), (15, 15, 0), (45, 45, 0)],
+    15: [(2, 2, 0), (41, 2, 0), (3, 29, 0), (3, 3, 0)],
+    16: [(41, 41, 0), (2, 41, 0), (3, 29, 0), (39, 39, 0)],
+    17: [(39, 39, 0), (3, 29, 0), (29, 29, 0), (28, 28, 0)],
+    18: [(28, 28, 0), (29, 29, 0), (13, 29, 0), (42, 42, 0)],
+    19: [(42, 42, 0), (46, 46, 0), (14, 46, 0), (13, 29, 0)],
+    20: [(14, 46, 0), (14, 14, 0), (13, 13, 0), (13, 29, 0)],
+    21: [(3, 3, 0), (3, 29, 0), (4, 33, 0), (4, 4, 0)],
+    22: [(4, 33, 0), (3, 29, 0), (29, 29, 0), (33, 33, 0)],
+    23: [(33, 33, 0), (29, 29, 0), (13, 29, 0), (12, 33, 0)],
+    24: [(13, 29, 0), (13, 13, 0), (12, 12, 0), (12, 33, 0)],
+    25: [(4, 4, 0), (4, 33, 0), (5, 59, 0), (5, 5, 0)],
+    26: [(5, 59, 0), (4, 33, 0), (33, 33, 0), (59, 59, 0)],
+    27: [(33, 33, 0), (55, 55, 0), (11, 55, 0), (12, 33, 0)],
+    28: [(11, 55, 0), (12, 33, 0), (12, 12, 0), (11, 11, 0)],
+    29: [(59, 59, 0), (58, 58, 0), (6, 58, 0), (5, 59, 0)],
+    30: [(6, 58, 0), (58, 58, 0), (57, 57, 0), (8, 57, 0)],
+    31: [(57, 57, 0), (8, 57, 0), (10, 56, 0), (56, 56, 0)],
+    32: [(56, 56, 0), (10, 56, 0), (11, 55, 0), (55, 55, 0)],
+    33: [(5, 5, 0), (5, 59, 0), (6, 58, 0), (6, 6, 0)],
+    34: [(6, 6, 0), (6, 58, 0), (8, 57, 0), (8, 8, 0)],
+    35: [(8, 57, 0), (10, 56, 0), (10, 10, 0), (8, 8, 0)],
+    36: [(10, 56, 0), (10, 10, 0), (11, 11, 0), (11, 55, 0)],
+    37: [(33, 33, 0), (55, 55, 0), (56, 56, 0), (57, 57, 0), (58, 58, 0), (59, 59, 0)],
+    38: [(1, 1, 0), (2, 2, 0), (36, 36, 0), (37, 37, 0)],
+    39: [(14, 14, 0), (15, 15, 0), (44, 44, 0), (45, 45, 0)],
+    40: [(19, 19, 0), (37, 37, 0), (38, 38, 0)],
+    41: [(24, 24, 0), (43, 43, 0), (44, 44, 0)],
+    42: [(36, 36, 0), (37, 37, 0), (38, 38, 0), (39, 39, 0), (40, 40, 0), (41, 41, 0)],
+    43: [(42, 42, 0), (43, 43, 0), (44, 44, 0), (45, 45, 0), (46, 46, 0), (47, 47, 0)],
+}
+MASKS = {1: [1, 2, 5, 6, 8, 9, 12, 13, 40, 41, 42, 43], 2: [1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 40, 41], 3: [16, 17, 18, 19, 42, 43],
+         4: [10, 11, 17, 18, 22, 23], 5: [21, 22, 23, 24, 25, 26, 27, 28, 37], 6: list(range(25, 38)), 7: list(range(29, 37)), 8: [26, 27, 29, 30, 31, 32, 37]}
+BP4D = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 23, 24, 27, 28)
+BP4D_GROUPS, DISFA_GROUPS = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 7, 6]
+DISFA = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
+
+
+def reference_boxes(landmarks, groups, size=512):
+    """One face, by drawing: masks with cv2.fillConvexPoly, boxes of their connected components; None for a group whose number of components is unusual."""
+    used = landmarks[1:]
+    left, top = used[:, 0].min() - 20, used[:, 1].min() - 50
+    width, height = np.ptp(used[:, 0]) + 40, np.ptp(used[:, 1]) + 50
+    left, top = max(left, 0), max(top, 0)
+    answer = {}
+    for group in groups:
+        mask = np.zeros((size, size), np.uint8)
+        for roi in MASKS[group]:
+            corners = np.array([(landmarks[a] + landmarks[b]) / 2 + [0, down] for a, b, down in CORNERS[roi]])
+            centre = corners.mean(0)
+            corners = np.array(sorted(corners.tolist(), key=lambda c: np.arctan2(c[0] - centre[0], c[1] - centre[1]))).astype(np.int32)
+            inside = np.float32((corners - [left, top]) * [size / width, size / height]).astype(np.int32)
+            cv2.fillConvexPoly(mask, inside, 1)
+        count, parts = cv2.connectedComponents(mask, connectivity=8)
+        boxes = []
+        for part in range(1, count):
+            y, x = np.nonzero(parts == part)
+            box = (y.min(), x.min(), y.max(), x.max())
+            if (box[2] - box[0] + 1) * (box[3] - box[1] + 1) >= .01 * size**2: boxes.append(box)
+        answer[group] = sorted(boxes, key=lambda b: b[3]) if len(boxes) == (2 if group == 1 else 1) else None
+    return answer
+
+
+def iou(a, b):
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    inter = np.prod(np.maximum(high - low + 1, 0))
+    return inter / (np.prod(a[2:] - a[:2] + 1) + np.prod(b[2:] - b[:2] + 1) - inter)
+
+
+def random_faces(count, seed, height=(60, 700), roll=25, jitter=.02, where=(0, 900), whole=False):
+    """Schematic faces of random size, width, roll and yaw, jittered, some of them partly outside the image."""
+    rng = np.random.default_rng(seed)
+    base = p.schematic_face(1., (0., 0.))
+    faces = []
+    for _ in range(count):
+        scale = np.exp(rng.uniform(*np.log(height)))
+        f = base * [rng.uniform(.75, 1.15), rng.uniform(.85, 1.1)]
+        f[:, 0] = f[:, 0] + rng.uniform(-.35, .35) * (.25 - f[:, 0]**2)  # crude yaw
+        f = f + rng.normal(0, jitter * rng.uniform(.1, 1), f.shape)
+        angle = np.deg2rad(rng.uniform(-roll, roll))
+        f = f @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * scale
+        place = rng.uniform(*where, 2)
+        if whole: place = np.maximum(place, 0) - f.min(0) + 60
+        faces.append(f + place)
+    return np.array(faces)
+
+
+@pytest.mark.parametrize('aus,groups', [(BP4D, BP4D_GROUPS), (DISFA, DISFA_GROUPS)])
+@pytest.mark.parametrize('kind', ['whole', 'small', 'border', 'rolled', 'integers'])
+def test_boxes_equal_the_rasterised_masks(aus, groups, kind):
+    options = dict(whole=dict(whole=True), small=dict(height=(40, 120), whole=True), border=dict(where=(0, 250)),
+                   rolled=dict(roll=100, whole=True), integers=dict(whole=True))[kind]
+    faces = random_faces(60, seed=3, **options)
+    if kind == 'integers': faces = np.round(faces)
+    ours = p.au_boxes(faces, aus)
+    compared = 0
+    for face, boxes in zip(faces, ours):
+        reference, r = reference_boxes(face, groups), 0
+        for group in groups:
+            for k in range(2 if group == 1 else 1):
+                if reference[group] is not None:
+                    assert iou(boxes[r], np.array(reference[group][k])) >= .98, (kind, group, k, boxes[r], reference[group][k])
+                    compared += 1
+                r += 1
+    assert compared > (.75 if kind in ('border', 'rolled') else .95) * 60 * ours.shape[1], compared
+
+
+def test_touching_halves_stay_two_boxes():
+    face = p.schematic_face(300, (300, 300))
+    face[21], face[22] = face[27] + [8, -20], face[27] + [-8, -20]  # inner brow ends cross
+    assert reference_boxes(face, [1])[1] is None  # the drawn mask has become one piece
+    assert p.au_boxes(face[None], (1,)).shape == (1, 2, 4)
+
+
+def test_scaled_offsets_follow_the_face():
+    face = p.schematic_face(400, (0, 0))
+    boxes = [p.au_boxes((face * s + [300 * s, 300 * s])[None], BP4D, offsets='scaled') for s in (.25, 1, 3)]
+    assert np.abs(boxes[0] - boxes[2]).max() <= 12 and np.abs(boxes[1] - boxes[2]).max() <= 4  # whole pixels of a small face are coarse
+    unit = face[1:, 1].max() - face[1:, 1].min()
+    exact = p.au_boxes((face * 400 / unit + 300)[None], BP4D, offsets='scaled')
+    assert np.array_equal(exact, p.au_boxes((face * 400 / unit + 300)[None], BP4D))
+
+
+def test_or_of_roi_labels_is_the_image_label():
+    rng = np.random.default_rng(1)
+    for aus in (BP4D, DISFA, (12, 1, 25), (17, 4)):
+        labels = rng.choice([0, 1, np.nan], size=(200, len(aus))).astype(np.float32)
+        rois = p.roi_labels(labels, aus)
+        np.testing.assert_array_equal(p.merge_rois(rois, aus), labels)
+        np.testing.assert_array_equal(np.isnan(labels)[:, None] & p.roi_membership(aus), np.isnan(rois))
+
+
+def test_box_counts():
+    assert len(p.groups_for(BP4D)) == 9 and len(p.groups_for(DISFA)) == 8 and len(p.groups_for((1, 2, 4, 6, 9, 12, 25, 26))) == 7
