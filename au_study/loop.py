@@ -105,15 +105,16 @@ _PRECISION = {"fp32": ("32-true", None), "bf16": ("bf16-mixed", torch.bfloat16),
 
 def _make_fabric(trainer, device):
     "A Fabric for the trainer's device and precision."
-    log = logging.getLogger("lightning.fabric")
-    level, several = log.level, isinstance(trainer.device, int) and trainer.device > 1
+    several = isinstance(trainer.device, int) and trainer.device > 1
     Fabric = importlib.import_module("lightning.fabric").Fabric
+    logs = {log: log.level for log in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
     devices = trainer.device if several else [device.index or 0] if device.type == "cuda" else 1
-    log.setLevel(logging.ERROR)
+    for log in logs: log.setLevel(logging.ERROR)  # no "Using bfloat16 ..." in every log
     try:
         fabric = Fabric(accelerator=device.type, devices=devices, strategy="ddp" if several else "auto", precision=_PRECISION[trainer.precision][0])
         if several: fabric.launch()
-    finally: log.setLevel(level)
+    finally:
+        for log, level in logs.items(): log.setLevel(level)
     return fabric
 
 
