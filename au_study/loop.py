@@ -139,7 +139,7 @@ def write_checkpoint(
     buffer, path = io.BytesIO(), Path(path)
     torch.save(state, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.new")  # one name, so that a killed write is overwritten by the next
     with open(aside, "wb") as f:
         f.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode() + b"\n")
         f.write(buffer.getbuffer())
@@ -200,6 +200,7 @@ def _curves(
         ax.plot(self["epoch"] + 1, self[column].astype(float), marker=".")
         if self.selected_epoch is not None: ax.axvline(self.selected_epoch + 1, color="0.6", lw=1)
         ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return axes
 
 History.curves = _curves
