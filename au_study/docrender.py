@@ -6,12 +6,14 @@
 from __future__ import annotations
 import ast
 import inspect
+import re
+from execnb.nbio import mk_cell, read_nb
 from fastcore.docments import docments
 from nbdev.process import Processor
 from nbdev.doclinks import NbdevLookup
 
 # %% auto #0
-__all__ = ['parameter_table', 'short_signature', 'docstring', 'TableRenderer', 'fold_exports']
+__all__ = ['parameter_table', 'short_signature', 'docstring', 'TableRenderer', 'fold_exports', 'opening_text', 'keep_opening']
 
 # %% ../nbs/95_docrender.ipynb #99fd7d62
 def _cell(
@@ -107,21 +109,48 @@ def _only_imports(
 
 
 class fold_exports(Processor):
-    "Keep exported cells in the documentation, folded and behind the entries of what they define (replaces nbdev's `rm_export`)."
+    "Keep exported cells in the documentation, behind the entries of what they define (replaces nbdev's `rm_export`)."
 
     def begin(self):
-        cells, result, waiting = self.nb.cells, [], None
+        cells, result, waiting, entries = self.nb.cells, [], None, 0
         for cell in [*cells, None]:
-            if waiting is not None and not getattr(cell, "has_sd", False):
+            if waiting is not None and getattr(cell, "has_sd", False):
+                entries += 1
+            elif waiting is not None:
+                fold = "#| code-fold: true\n#| code-summary: Source\n" if entries else ""
+                waiting.source = fold + waiting.source
                 result.append(waiting)
-                waiting = None
+                waiting, entries = None, 0
             if cell is None:
                 break
             directives = set(getattr(cell, "directives_", None) or {})
-            if cell.cell_type == "code" and directives & {"export", "exporti"} and "hide" not in directives:
+            if cell.cell_type == "code" and directives & {"export", "exporti"}:
                 waiting = None if _only_imports(cell.source) else cell
-                if waiting is not None:
-                    cell.source = "#| code-fold: true\n#| code-summary: Source\n" + cell.source
             elif "default_exp" not in directives:
                 result.append(cell)
         cells[:] = result
+
+# %% ../nbs/95_docrender.ipynb #02f4a329
+def opening_text(
+    source: str,  # of a notebook's first cell
+) -> str:  # what follows `# Title`, `> promise` and front matter lines (`- key: value`)
+    "The paragraphs of a first cell that are not front matter."
+    lines = source.strip().splitlines()
+    while lines and (not lines[0].strip() or re.match(r"(# |> |- \w+: )", lines[0])):
+        lines.pop(0)
+    return "\n".join(lines)
+
+
+class keep_opening(Processor):
+    "Put back the text that shares a cell with the title."
+
+    def begin(self):
+        path = getattr(self.nb, "path_", None)
+        if path is None:
+            return
+        first = read_nb(path).cells[0]
+        text = opening_text(first.source) if first.cell_type == "markdown" else ""
+        if text:
+            place = next((i + 1 for i, cell in enumerate(self.nb.cells) if cell.cell_type == "raw"), 0)
+            self.nb.cells.insert(place, mk_cell(text, cell_type="markdown"))
+            self.nb.cells[place].directives_ = {}

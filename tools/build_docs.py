@@ -216,7 +216,11 @@ def main() -> None:
     start = time.monotonic()
     print("docs 1/3: nbdev's processors (they run exported cells to read the signatures)", flush=True)
     shutil.rmtree(PROCESSED, ignore_errors=True)
-    proc_nbs(n_workers=min(2, os.cpu_count() or 1), force=True)
+    try:
+        proc_nbs(n_workers=min(2, os.cpu_count() or 1), force=True)
+    except Exception as error:  # a notebook whose imports or exported cells do not run
+        cause = [line for line in str(error.__cause__ or "").strip(' "\n').splitlines() if re.match(r"\w*(\.\w+)*(Error|Exception)\b", line)]
+        sys.exit("docs: " + "\n".join([str(error), *cause[:1]]))
     print(f"docs 2/3: pages and navigation ({time.monotonic() - start:.0f} s)", flush=True)
     facts = get_config()
     count = write_source(facts.doc_host + facts.doc_baseurl)

@@ -160,6 +160,13 @@ def check_opening(notebook: dict, kind: str) -> Iterator[str]:
         yield "the title is not followed by a one-line promise (`> ...`)"
 
 
+def check_runs(notebook: dict, kind: str) -> Iterator[str]:
+    "No notebook stays out of the tests as a whole."
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] in ("markdown", "raw") and re.search(r"^(?:- )?skip_exec:\s*true", cell["source"], re.M):
+            yield f"cell {number} keeps the notebook out of the tests (skip_exec); make it small enough to run"
+
+
 def check_kind(notebook: dict, kind: str) -> Iterator[str]:
     "Library notebooks export; experiment notebooks have parameters and define nothing."
     default = [cell for _, cell in code_cells(notebook) if "default_exp" in directives(cell)]
@@ -196,7 +203,7 @@ def check_headings(notebook: dict, kind: str) -> Iterator[str]:
 
 
 CHECKS = (check_imports_alone, check_forbidden_imports, check_ids, check_clean, check_outputs, check_subject_ids, check_opening,
-          check_kind, check_headings)
+          check_kind, check_runs, check_headings)
 
 
 def lint_notebook(path: Path) -> list[str]:

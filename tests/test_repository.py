@@ -1,0 +1,184 @@
+"The rules of the repository: a bad notebook or file fails each check, a good one passes all; and the tools do what the Makefile promises."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import build_docs  # noqa: E402
+import environment  # noqa: E402
+import lint_notebooks as lint  # noqa: E402
+import readme  # noqa: E402
+
+LIBRARY_ID = "F" + "001"  # a subject id, put together here so that this file holds none
+
+
+def cell(source, kind="code", **more):
+    made = {"cell_type": kind, "metadata": {}, "source": source, "id": f"id{abs(hash((source, kind))) % 10**6}"}
+    return made | ({"outputs": [], "execution_count": None} if kind == "code" else {}) | more
+
+
+def notebook(*cells):
+    return {"cells": list(cells), "metadata": {"kernelspec": {}}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def printed(text):
+    return [{"output_type": "stream", "name": "stdout", "text": [text]}]
+
+
+TITLE = cell("# Title\n> promise", "markdown")
+HEADING = cell("## Part", "markdown")
+MODULE = cell("#| default_exp part")
+EXPORT = cell("#| export\ndef area(width): return width ** 2")
+PARAMETERS = cell("seed = 1", metadata={"tags": ["parameters"]})
+GOOD = {"library": notebook(TITLE, MODULE, cell("import os"), HEADING, EXPORT, cell("assert area(2) == 4")),
+        "experiment": notebook(TITLE, cell("import os"), PARAMETERS, cell("print(seed)", outputs=printed("1 of 3, ../results/x"))),
+        "page": notebook(TITLE, cell("text", "markdown"))}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_notebook_passes_every_check(kind):
+    assert [sentence for check in lint.CHECKS for sentence in check(GOOD[kind], kind)] == []
+
+
+BAD = {
+    "imports and other code": (lint.check_imports_alone, "library", [cell("import os\nx = os.sep")]),
+    "import inside other code": (lint.check_imports_alone, "library", [cell("for i in range(2):\n    import os")]),
+    "torchvision": (lint.check_forbidden_imports, "library", [cell("from torchvision.ops import nms")]),
+    "no id": (lint.check_ids, "library", [cell("x = 1", id=None)]),
+    "id twice": (lint.check_ids, "library", [cell("x = 1", id="same"), cell("y = 1", id="same")]),
+    "count left": (lint.check_clean, "library", [cell("x = 1", execution_count=3)]),
+    "metadata left": (lint.check_clean, "library", [cell("x = 1", metadata={"papermill": {}})]),
+    "home folder": (lint.check_outputs, "library", [cell("x", outputs=printed("saved in /home/someone/kit/a.npy"))]),
+    "temporary folder": (lint.check_outputs, "library", [cell("x", outputs=printed("'/tmp/x.npy'"))]),
+    "windows path": (lint.check_outputs, "library", [cell("x", outputs=printed("C:\\Users\\someone"))]),
+    "path in a result": (lint.check_outputs, "library",
+                         [cell("x", outputs=[{"output_type": "execute_result", "data": {"text/plain": ["PosixPath('/root/x')"]}}])]),
+    "photograph": (lint.check_outputs, "library", [cell("x", outputs=[{"output_type": "display_data", "data": {"image/jpeg": ""}}])]),
+    "failed cell": (lint.check_outputs, "library", [cell("x", outputs=[{"output_type": "error", "ename": "ValueError"}])]),
+    "embedded picture": (lint.check_outputs, "page", [cell("![](data:image/png;base64,AAAA)", "markdown")]),
+    "subject in code": (lint.check_subject_ids, "library", [cell(f"subject = '{LIBRARY_ID}'")]),
+    "subject in output": (lint.check_subject_ids, "library", [cell("x", outputs=printed(f"{LIBRARY_ID}_T1"))]),
+    "no title": (lint.check_opening, "library", [cell("text", "markdown")]),
+    "no promise": (lint.check_opening, "library", [cell("# Title\ntext", "markdown")]),
+    "no module": (lint.check_kind, "library", [TITLE, EXPORT]),
+    "nothing exported": (lint.check_kind, "library", [TITLE, MODULE]),
+    "no parameters": (lint.check_kind, "experiment", [TITLE, cell("print(1)")]),
+    "experiment exports": (lint.check_kind, "experiment", [TITLE, PARAMETERS, EXPORT]),
+    "experiment defines": (lint.check_kind, "experiment", [TITLE, PARAMETERS, cell("def f(): return 1")]),
+    "never run": (lint.check_runs, "library", [cell("# Title\n> promise\n\n- skip_exec: true", "markdown")]),
+    "heading jump": (lint.check_headings, "library", [TITLE, cell("### Deep", "markdown")]),
+    "export above headings": (lint.check_headings, "library", [TITLE, MODULE, EXPORT])}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_notebook_fails(name):
+    check, kind, cells = BAD[name]
+    assert list(check(notebook(*cells), kind)), f"{check.__name__} did not notice: {name}"
+
+
+def test_every_check_has_a_bad_notebook():
+    assert {check for check, *_ in BAD.values()} == set(lint.CHECKS)
+
+
+def test_large_and_broken_notebooks_are_named(tmp_path):
+    path = tmp_path / "large.ipynb"
+    path.write_text(json.dumps(notebook(TITLE, MODULE, HEADING, EXPORT, cell("x", outputs=printed("a" * 210_000)))))
+    assert "at most 200" in lint.lint_notebook(path)[0]
+    path.write_text(json.dumps(notebook(TITLE, cell("def f(:"))))
+    assert "not Python" in lint.lint_notebook(path)[-1]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    "A git repository of one notebook, exported."
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "10_part.ipynb").write_text(json.dumps(GOOD["library"]))
+    (tmp_path / "settings.ini").write_text((ROOT / "settings.ini").read_text())
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_exports_out_of_sync_are_noticed(clone):
+    assert list(lint.check_exports(clone)) == []
+    module = clone / "au_study" / "part.py"
+    module.write_text(module.read_text().replace("width ** 2", "width * 3"))
+    (clone / "au_study" / "left_over.py").write_text("")
+    found = list(lint.check_exports(clone))
+    assert any("part.py differs" in sentence for sentence in found) and any("left_over.py comes from no notebook" in s for s in found)
+    module.unlink()
+    assert any("part.py is missing" in sentence for sentence in lint.check_exports(clone))
+
+
+def test_files_that_do_not_belong_are_noticed(clone):
+    assert list(lint.check_files(clone)) == []
+    (clone / "face.jpg").write_bytes(b"")
+    (clone / "list.csv").write_text(f"subject\n{LIBRARY_ID}\n")
+    (clone / "script.py").write_text("import timm\n")
+    (clone / "data_manifests" / "splits").mkdir(parents=True)
+    (clone / "data_manifests" / "splits" / "folds.csv").write_text(f"subject\n{LIBRARY_ID}\n")
+    found = sorted(sentence.split()[0].rstrip(":") for sentence in lint.check_files(clone))
+    assert found == ["face.jpg", "list.csv", "script.py"]
+
+
+def test_a_module_that_needs_torchvision_is_noticed(clone):
+    assert list(lint.check_module_imports(clone)) == []
+    (clone / "au_study" / "extra.py").write_text("import torchvision\n")
+    assert "au_study.extra fails without torchvision" in "".join(lint.check_module_imports(clone))
+
+
+def test_readme_follows_the_front_page():
+    page = notebook(cell("# Kit\n[a page](faces/10_frames.ipynb#keys), [out](https://example.org), [licence](../LICENSE)", "markdown"),
+                    cell("#| hide\nimport os"), cell("#| eval: false\n1 + 1", outputs=printed("2\n")))
+    text = readme.readme_of(page)
+    assert "(nbs/faces/10_frames.ipynb#keys)" in text and "(https://example.org)" in text and "(LICENSE)" in text
+    assert "```python\n1 + 1\n```\n\n```text\n2\n```" in text and "import os" not in text
+
+
+def test_requirements_are_compared_with_what_is_installed(monkeypatch):
+    monkeypatch.setattr(environment.importlib.metadata, "version", lambda name: "2.11.0+cu128")
+    assert environment.problem_with("torch>=2.6") is None
+    assert "needed is torch>=2.12" in environment.problem_with("torch>=2.12")
+    assert "needed is torch>=2,<2.11" in environment.problem_with("torch>=2,<2.11")
+    assert environment.problem_with("a-package-that-nobody-wrote") == "a-package-that-nobody-wrote is missing"
+
+
+def test_constraints_pin_every_requirement():
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line and line[0] != "#"}
+    needed = {environment.re.match(r"[\w.-]+", r)[0].lower() for r in environment.requirements()}
+    assert needed <= {name.replace("_", "-") for name in pinned} | pinned
+    assert pinned & {"torchvision", "timm"} == set()
+
+
+def test_an_unfit_interpreter_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(environment.sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit, match="make PYTHON=python3.11"):
+        environment.check_version()
+
+
+def test_links_of_the_documentation():
+    pages = {"index.ipynb": "index", "faces/10_frames.ipynb": "faces/frames", "00_facs.ipynb": "facs"}
+    labels = {build_docs.label("faces/frames", "check_frames")}
+    linker = build_docs.Linker("faces/frames", pages, labels, "https://host/kit")
+    assert linker("[`check_frames`](https://host/kit/faces/frames.html#check_frames)") == "[`check_frames`](#api-faces-frames-check_frames)"
+    assert linker("[facs](../00_facs.ipynb#names)") == "[facs](../facs.ipynb#names)"
+    assert linker("[the licence](../../LICENSE)") == "the licence"
+    assert linker("[`parallel`](https://fastcore.fast.ai/parallel.html#parallel)") == "`parallel`"
+    assert linker("`[x](../00_facs.ipynb)`") == "`[x](../00_facs.ipynb)`"
+    assert build_docs.label("p", "Augment") != build_docs.label("p", "augment")
+
+
+def test_own_choices_become_boxes():
+    boxed = build_docs.our_choice("text\n\n> Our choice: half.\n> Because.\n\nmore")
+    assert boxed == "text\n\n:::{admonition} Our choice\n:class: our-choice\n\nhalf.\nBecause.\n:::\n\nmore"
+
+
+def test_navigation_keeps_the_reading_order():
+    pages = {"index.ipynb": "index", "00_facs.ipynb": "facs", "95_extra.ipynb": "extra", "faces/10_frames.ipynb": "faces/frames",
+             "au_rcnn/index.ipynb": "au_rcnn/index"}
+    assert build_docs.navigation(pages) == {"Ground floor": ["facs", "faces/index"], "Papers": ["au_rcnn/index"], "About the kit": ["extra"]}
