@@ -84,7 +84,7 @@ class FivePointCrop:
     "Similarity of five points to those of the schematic face; rotation and size of the head are taken out, proportions stay."
     size: int  # side of the crop, pixels
     scale: float = 2.9  # side of the crop in eye distances
-    down: float = 0.72  # centre of the crop below the eyes, in eye distances
+    down: float = 0.78  # centre of the crop below the eyes, in eye distances
 
     @property
     def id(self) -> str:
@@ -158,7 +158,7 @@ class ProcrustesCrop:
     size: int  # side of the crop, pixels
     mean: tuple | None = None  # 68 (x, y) in eye distances; None: the schematic face
     scale: float = 2.9  # side of the crop in eye distances of the mean shape
-    down: float = 0.72  # centre of the crop below the eyes, in eye distances
+    down: float = 0.78  # centre of the crop below the eyes, in eye distances
 
     @classmethod
     def fit(cls,

@@ -11,6 +11,7 @@ import math
 import cv2
 import numpy as np
 import torch
+from fastcore.basics import patch
 from kornia.enhance import jpeg_codec_differentiable
 from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import warp_affine
@@ -187,8 +188,9 @@ def _content(self, images, d):
     return drop_rectangles(images, d["holes"]) if self.dropout else images
 
 # %% ../../nbs/faces/60_augment.ipynb #61c4071c
-def _call(
-    self,
+@patch
+def __call__(
+    self: Augment,
     images: torch.Tensor,  # float [B, 3, S, S] or [B, T, 3, S, S] in 0..1
     landmarks: torch.Tensor,  # [B, 68, 2] or [B, T, 68, 2]
     boxes: torch.Tensor | None = None,  # [B, R, 4] or [B, T, R, 4]
@@ -206,6 +208,3 @@ def _call(
     images = _content(self, images, d)
     out = [images, landmarks] if boxes is None else [images, landmarks, boxes]
     return tuple(x[:, 0] for x in out) if still else tuple(out)
-
-
-Augment.__call__ = _call

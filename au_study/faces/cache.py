@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 # %% ../../nbs/faces/50_cache.ipynb #3bf75922
 __all__ = ["CropCacheError", "CropCache"]
@@ -69,7 +70,8 @@ def _row_bytes(dtype, shape):
     return int(np.dtype(dtype).itemsize * np.prod(shape))
 
 
-def _resume(self):
+@patch
+def _resume(self: CropCache):
     "Read the journal, refuse what does not fit, and cut off what is not safe."
     mine = dict(size=self.size, key=self.key, streams=sorted(self.streams))
     journal = self.folder / "journal.json"
@@ -86,11 +88,9 @@ def _resume(self):
         self._files[name] = f = open(path, "r+b" if path.exists() else "w+b")
         f.truncate(need); f.seek(need)
 
-
-CropCache._resume = _resume
-
 # %% ../../nbs/faces/50_cache.ipynb #5c481c8d
-def _write_journal(self, **changes):
+@patch
+def _write_journal(self: CropCache, **changes):
     "Replace the journal in one step."
     state = self._state | changes
     aside = self.folder / "journal.tmp"
@@ -99,7 +99,8 @@ def _write_journal(self, **changes):
     self._state = state
 
 
-def _flush(self):
+@patch
+def _flush(self: CropCache):
     "Bring waiting rows to the disk, then say so in the journal."
     rows = sum(map(len, self._waiting["crops"]))
     if not rows: return
@@ -109,12 +110,10 @@ def _flush(self):
         self._waiting[name].clear()
     self._write_journal(rows=self.done + rows)
 
-
-CropCache._write_journal, CropCache._flush = _write_journal, _flush
-
 # %% ../../nbs/faces/50_cache.ipynb #632919b6
-def _append(
-    self,
+@patch
+def append(
+    self: CropCache,
     crops: np.ndarray,  # uint8 [n, S, S, 3]
     landmarks: np.ndarray | None = None,  # float [n, 68, 2], if the cache stores landmarks
 ) -> None:
@@ -129,12 +128,10 @@ def _append(
     for name, a in given.items(): self._waiting[name].append(a)
     if sum(map(len, self._waiting["crops"])) >= self.chunk: self._flush()
 
-
-CropCache.append = _append
-
 # %% ../../nbs/faces/50_cache.ipynb #8a87e624
-def _finish(
-    self,
+@patch
+def finish(
+    self: CropCache,
     rows: int | None = None,  # how many rows there must be; None: as many as there are
 ):  # as `open`
     "Complete the cache and open it; does nothing more when it is complete already."
@@ -150,17 +147,16 @@ def _finish(
     return self.open()
 
 
-def _open(self):  # crops, or (crops, landmarks): memory maps
+@patch
+def open(self: CropCache):  # crops, or (crops, landmarks): memory maps
     "Map the finished arrays."
     if not self.finished: raise CropCacheError(f"{self.folder} is not finished: {self.done} rows so far. Append the rest and call finish().")
     arrays = [np.load(self.folder / f"{name}.npy", mmap_mode="r" if self.done else None) for name in self.streams]
     return tuple(arrays) if len(arrays) > 1 else arrays[0]
 
 
-def _close(self) -> None:
+@patch
+def close(self: CropCache) -> None:
     "Release files and lock; rows that are still waiting are dropped."
     for f in self._files.values(): f.close()
     self._files.clear(); self._lock.close()
-
-
-CropCache.finish, CropCache.open, CropCache.close = _finish, _open, _close

@@ -12,11 +12,11 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .frames import KEYS, FrameTableError, check_frames, read_frames, write_frames
 
@@ -151,8 +151,9 @@ class FaceSet:
     def __repr__(self): return f"FaceSet({self.card.name}: {len(self)} frames of {len(self.subjects)} subjects, {len(self.aus)} AUs, {self.size} px)"
 
 # %% ../../nbs/faces/20_faceset.ipynb #ebef5a60
-def _getitem(
-    self,
+@patch
+def __getitem__(
+    self: FaceSet,
     key,  # rising row numbers, a slice, or a boolean mask of length N
 ) -> FaceSet:  # the chosen frames; no pixels are copied
     "Choose frames."
@@ -163,26 +164,23 @@ def _getitem(
     if (np.diff(rows) <= 0).any(): raise FaceSetError("Rows must rise without repeats, since a FaceSet is in the order (subject, video, frame); sort them, or index .crops and .landmarks for another order.")
     return object.__new__(FaceSet)._set(self.frames.take(rows).reset_index(drop=True), _take(self.crops, rows), _take(self.landmarks, rows)[:], self.card)
 
-
-FaceSet.__getitem__ = _getitem
-
 # %% ../../nbs/faces/20_faceset.ipynb #c76c69b1
-def _intensities(self) -> np.ndarray:  # float32 [N, K], NaN where unlabelled
+@patch
+def intensities(self: FaceSet) -> np.ndarray:  # float32 [N, K], NaN where unlabelled
     "The labels as the data set codes them."
     return self.frames[self.columns].to_numpy(dtype=np.float32)
 
 
-def _labels(self) -> np.ndarray:  # float32 [N, K]: 0, 1, NaN where unlabelled
+@patch
+def labels(self: FaceSet) -> np.ndarray:  # float32 [N, K]: 0, 1, NaN where unlabelled
     "Occurrence at the card's threshold."
     values = self.intensities()
     return np.where(np.isnan(values), np.float32(np.nan), (values >= self.card.threshold).astype(np.float32))
 
-
-FaceSet.intensities, FaceSet.labels = _intensities, _labels
-
 # %% ../../nbs/faces/20_faceset.ipynb #3842e053
-def _fold(
-    self,
+@patch
+def fold(
+    self: FaceSet,
     k: int,  # number of the fold, from 0
 ) -> tuple[FaceSet, FaceSet]:  # (train, test); no subject is in both
     "Split by the card's fold `k`; subjects that no fold tests are always in training."
@@ -194,8 +192,9 @@ def _fold(
     return self[~tested], self[tested]
 
 # %% ../../nbs/faces/20_faceset.ipynb #b8188a6c
-def _split_subjects(
-    self,
+@patch
+def split_subjects(
+    self: FaceSet,
     fraction: float,  # share of the subjects that is held out, at least one subject
     seed: int = 0,  # which subjects
 ) -> tuple[FaceSet, FaceSet]:  # (rest, held out); no subject is in both
@@ -207,20 +206,15 @@ def _split_subjects(
     held = self.frames["subject"].isin(chosen).to_numpy()
     return self[~held], self[held]
 
-
-FaceSet.fold, FaceSet.split_subjects = _fold, _split_subjects
-
 # %% ../../nbs/faces/20_faceset.ipynb #dbebd317
-def _row_of_neighbour(
-    self,
+@patch
+def neighbours(
+    self: FaceSet,
     offset: int,  # distance in frames, negative for earlier
 ) -> np.ndarray:  # int64 [N] row of the frame closest to frame + offset in the same video, clamped at its ends
     "Look up neighbour frames by frame number."
     code = (self.frames[["subject", "video"]] != self.frames[["subject", "video"]].shift()).any(axis=1).cumsum().to_numpy(dtype=np.int64)
     return _neighbours(code, self.frames["frame"].to_numpy(), int(offset)).astype(np.int64)
-
-
-FaceSet.neighbours = _row_of_neighbour
 
 # %% ../../nbs/faces/20_faceset.ipynb #5e03db53
 def _chunks(crops, n=256):
@@ -228,8 +222,10 @@ def _chunks(crops, n=256):
     for i in range(0, len(crops), n): yield np.ascontiguousarray(crops[i:i + n])
 
 
-def _fingerprint(self) -> str:
+@patch(as_prop=True)
+def fingerprint(self: FaceSet) -> str:
     "Hash of everything that can change a number: keys, labels, crops, landmarks, AUs, threshold, kind, rate, folds."
+    if "_fingerprint" in self.__dict__: return self.__dict__["_fingerprint"]  # read or computed before
     h = hashlib.blake2b(digest_size=16)
     c = self.card
     h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(self.crops.shape)]).encode())
@@ -237,10 +233,7 @@ def _fingerprint(self) -> str:
     h.update(self.intensities().tobytes())
     h.update(np.ascontiguousarray(self.landmarks).tobytes())
     for piece in _chunks(self.crops): h.update(piece.data if piece.size else b"")
-    return h.hexdigest()
-
-
-FaceSet.fingerprint = cached_property(_fingerprint); FaceSet.fingerprint.__set_name__(FaceSet, "fingerprint")
+    return self.__dict__.setdefault("_fingerprint", h.hexdigest())
 
 # %% ../../nbs/faces/20_faceset.ipynb #a76cd21d
 FORMAT = "au_study.faceset/1"
@@ -265,8 +258,9 @@ def _write_parts(self, folder):
     (folder / "manifest.json").write_text(json.dumps(dict(format=FORMAT, fingerprint=self.fingerprint, n=len(self), size=self.size, files=files), indent=1))
 
 # %% ../../nbs/faces/20_faceset.ipynb #6203a213
-def _save(
-    self,
+@patch
+def save(
+    self: FaceSet,
     folder,  # where the FaceSet shall lie; its parent is made
     overwrite: bool = False,  # replace another FaceSet that lies there
 ) -> Path:  # the folder
@@ -303,8 +297,9 @@ def _check_folder(folder):
     return said
 
 # %% ../../nbs/faces/20_faceset.ipynb #fbd3fc3b
-def _load(
-    cls,
+@patch(cls_method=True)
+def load(
+    cls: FaceSet,
     folder,  # a folder that `save` wrote
     verify: bool = False,  # also hash the pixels (reads them all)
 ) -> FaceSet:  # with memory-mapped crops
@@ -314,15 +309,13 @@ def _load(
     card = DatasetCard.from_json((folder / "card.json").read_text())
     parts = [np.load(folder / f"{name}.npy", mmap_mode="r") if said["n"] else np.load(folder / f"{name}.npy") for name in ("crops", "landmarks")]
     faces = cls(read_frames(folder / "frames.parquet", card.aus, card.kind), parts[0], parts[1], card)
-    if verify and faces.fingerprint != said["fingerprint"]: raise FaceSetError(f"{folder / 'crops.npy'} has not the pixels its manifest says: it was changed. Delete the folder and make it again.")
-    faces.__dict__["fingerprint"] = said["fingerprint"]
+    if not verify: faces.__dict__["_fingerprint"] = said["fingerprint"]
+    if faces.fingerprint != said["fingerprint"]: raise FaceSetError(f"{folder / 'crops.npy'} has not the pixels its manifest says: it was changed. Delete the folder and make it again.")
     return faces
 
-
-FaceSet.save, FaceSet.load = _save, classmethod(_load)
-
 # %% ../../nbs/faces/20_faceset.ipynb #07c63d8d
-def _describe(self) -> pd.Series:  # one line a fact
+@patch
+def describe(self: FaceSet) -> pd.Series:  # one line a fact
     "Summarise the set."
     labels, tested = self.labels(), {s for f in self.card.folds for s in f}
     return pd.Series({
@@ -332,6 +325,3 @@ def _describe(self) -> pd.Series:  # one line a fact
         "crop": f"{self.size} px, {self.crops.nbytes / 1e6:.1f} MB", "folds": len(self.card.folds),
         "fold subjects not in the set": len(tested - set(self.subjects)), "subjects in no fold": len(set(self.subjects) - tested),
         "unlabelled cells": f"{np.isnan(labels).mean() if len(self) else 0:.1%}", "fingerprint": self.fingerprint}, name=self.card.name)
-
-
-FaceSet.describe = _describe
