@@ -12,5 +12,6 @@ from .occurrence import auc, counts_by_subject, f1_always_positive, f1_from_coun
 from .significance import Interval, TTest, bootstrap_f1, f1_intervals, holm, paired_bootstrap_f1, paired_f1_table, paired_ttest
 
 # %% ../../nbs/scoring/index.ipynb #d3ea7ed0
-__all__ = ['Interval', 'TTest', 'abaw_score', 'auc', 'bootstrap_f1', 'counts_by_subject', 'f1_always_positive', 'f1_from_counts', 'f1_intervals', 'f1_micro', 'f1_table',
-           'holm', 'icc31', 'intensity_table', 'mae', 'match_tables', 'mse', 'paired_bootstrap_f1', 'paired_f1_table', 'paired_ttest']
+__all__ = ['Interval', 'TTest', 'abaw_score', 'auc', 'bootstrap_f1', 'counts_by_subject', 'f1_always_positive', 'f1_from_counts',
+           'f1_intervals', 'f1_micro', 'f1_table', 'holm', 'icc31', 'intensity_table', 'mae', 'match_tables', 'mse',
+           'paired_bootstrap_f1', 'paired_f1_table', 'paired_ttest']

@@ -33,7 +33,7 @@ def abaw_score(
     labelled, y, detected, _, aus = occurrence_arrays(truth, scores, threshold, aus)
     if incomplete == 'drop': labelled, y, detected = (v[labelled.all(1)] for v in (labelled, y, detected))
     empty = [au for au, n in zip(aus, labelled.sum(0)) if not n]
-    if empty: raise ValueError(f"No labelled frame is left for {', '.join(empty)}; the score is a mean over all AUs, so name those to use with aus=[...].")
+    if empty: raise ValueError(f"No labelled frame is left for {', '.join(empty)}; the score is a mean over AUs, name those to use with aus=[...].")
     f1 = f1_from_counts((y & detected).sum(0), (~y & detected & labelled).sum(0), (y & ~detected).sum(0)).mean()
     cell, exact = _accuracies(labelled, y == detected)
     used = cell if accuracy == 'cell' else exact

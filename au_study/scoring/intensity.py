@@ -18,7 +18,8 @@ def _rated(raters):
     "Ratings [n, k] of the targets that the first rater labelled; raises ValueError on unequal lengths or undefined ratings."
     lengths = sorted({np.shape(r) for r in raters})
     if len(raters) < 2 or len(lengths) > 1 or len(lengths[0]) != 1:
-        raise ValueError(f"Got {len(raters)} raters of shapes {', '.join(map(str, lengths))}; give two or more one-dimensional arrays of equal length, the truth first.")
+        raise ValueError(f"Got {len(raters)} raters of shapes {', '.join(map(str, lengths))}; "
+                         "give two or more one-dimensional arrays of equal length, the truth first.")
     table = np.stack([np.asarray(r, dtype='float64') for r in raters], axis=1)
     table = table[~np.isnan(table[:, 0])]
     if not np.isfinite(table).all():
@@ -66,12 +67,15 @@ def intensity_table(
 ) -> pd.DataFrame:            # index AU1 ... Avg; icc31, mae, mse, mean (true intensity), mae_zero (MAE of always 0), n = labelled cells
     "ICC(3,1), MAE and MSE of each AU and their mean. Raises ValueError if the tables do not match or the truth leaves 0-5."
     y, s, aus = match_tables(truth, predicted, aus)
-    if (y < 0).any() or (y > 5).any(): raise ValueError(f"The true intensities reach from {np.nanmin(y):g} to {np.nanmax(y):g}, expected 0 to 5; turn other codes into NaN first.")
+    if (y < 0).any() or (y > 5).any():
+        raise ValueError(f"The true intensities reach from {np.nanmin(y):g} to {np.nanmax(y):g}, expected 0 to 5; turn other codes into NaN first.")
     rows = [dict(icc31=icc31(a, b), mae=mae(a, b), mse=mse(a, b), mean=a[~np.isnan(a)].mean() if (~np.isnan(a)).any() else np.nan,
                  mae_zero=mae(a, 0 * b), n=int((~np.isnan(a)).sum())) for a, b in zip(y.T, s.T)]
     table = pd.DataFrame(rows, index=pd.Index(aus, name='AU'))
     lost = table.index[table['icc31'].isna()]
-    if len(lost): warnings.warn(f"{', '.join(lost)}: icc31 is NaN (nothing labelled, or nothing varies) and its average is over {len(aus) - len(lost)} AUs.", stacklevel=2)
+    if len(lost):
+        warnings.warn(f"{', '.join(lost)}: icc31 is undefined (nothing labelled, or nothing varies); "
+                      f"its average is over {len(aus) - len(lost)} AUs.", stacklevel=2)
     average = table.drop(columns='n').mean()
     average['n'] = table['n'].sum()
     return pd.concat([table, average.to_frame('Avg').T.rename_axis('AU')]).astype({'n': 'int64'})

@@ -62,7 +62,8 @@ def match_tables(
     s = s[rows]
     if not np.isfinite(s).all():
         n, k = np.argwhere(~np.isfinite(s))[0]
-        raise ValueError(f"The score of {aus[k]} at {_say(truth[list(KEYS)].iloc[n])} is {s[n, k]}; every frame needs a finite score, labelled or not.")
+        at = _say(truth[list(KEYS)].iloc[n])
+        raise ValueError(f"The score of {aus[k]} at {at} is {s[n, k]}; every frame needs a finite score, labelled or not.")
     return y, s, aus
 
 # %% ../../nbs/scoring/10_occurrence.ipynb #ef90c4f1
@@ -180,7 +181,7 @@ def f1_table(
     threshold: float = 0.5,    # detected where score >= threshold
     by: str | Mapping | None = None,  # None = pooled; a column name (in either table), or subject -> fold: mean of the groups' values
     aus: list | None = None,          # AUs to use, as numbers or column names; None = all
-) -> pd.DataFrame:             # index AU1 ... Avg; f1, precision, recall, accuracy, auc, prevalence, f1_always_positive (all 0..1), n = labelled cells
+) -> pd.DataFrame:             # index AU1 ... Avg; f1, precision, recall, accuracy, auc, prevalence, f1_always_positive (0..1), n labelled
     "F1 of each AU and their mean, with its companions. Raises ValueError if the tables do not match."
     arrays = occurrence_arrays(truth, scores, threshold, aus)
     aus = arrays[-1]

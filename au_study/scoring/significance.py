@@ -157,7 +157,8 @@ def holm(
 ) -> pd.Series | np.ndarray:    # adjusted p-values, same type and order
     "Holm's adjusted p-values. Raises ValueError if one is not in 0..1."
     values = np.asarray(p, dtype='float64')
-    if not ((values >= 0) & (values <= 1)).all(): raise ValueError(f"Got the p-values {values.tolist()}, expected numbers in 0..1; leave undefined tests out of the family.")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"Got the p-values {values.tolist()}, expected numbers in 0..1; leave undefined tests out of the family.")
     order = np.argsort(values)
     adjusted = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
     out = np.empty_like(adjusted); out[order] = adjusted
@@ -174,7 +175,7 @@ def paired_f1_table(
     seed: int = 0,           # the same seed gives the same table
     unit: str = 'subject',   # what is drawn and swapped: 'subject', 'video' or 'frame'
     aus: list | None = None, # AUs to use, as numbers or column names; None = all
-) -> pd.DataFrame:           # index AU1 ... Avg; f1_a, f1_b, difference, low, high, p (swap test, two-sided), p_holm (over the AUs; for Avg the plain p)
+) -> pd.DataFrame:           # index AU1 ... Avg; f1_a, f1_b, difference, low, high, p (two-sided swap test), p_holm (over AUs; for Avg plain p)
     "Two methods on the same people, AU by AU."
     counts, size, names = _unit_counts(truth, [scores_a, scores_b], threshold, aus, unit)
     draws = _resampled_f1(counts, size, n_boot, seed)
@@ -202,11 +203,13 @@ def _pairs(a, b):
     "Differences [n] of two aligned sets of values."
     if isinstance(a, pd.Series) and isinstance(b, pd.Series):
         if set(a.index) != set(b.index):
-            raise ValueError(f"The two sets have different units, for instance {sorted(map(str, set(a.index) ^ set(b.index)))[0]!r}; compare the same units.")
+            odd = sorted(map(str, set(a.index) ^ set(b.index)))
+            raise ValueError(f"The two sets have different units, for instance {odd[0]!r}; compare the same units.")
         if 'Avg' in a.index: raise ValueError("The values contain 'Avg', which is not a unit but the mean of the others; drop it.")
         b = b.loc[a.index]
     a, b = np.asarray(a, dtype='float64'), np.asarray(b, dtype='float64')
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(f"Got values of shapes {a.shape} and {b.shape}; give one value a unit and method, for at least two units.")
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(f"Got values of shapes {a.shape} and {b.shape}; give one value a unit and method, for at least two units.")
     if not np.isfinite(a - b).all(): raise ValueError("Some values are NaN or infinite; leave units without a value out of both sets.")
     return a - b
 

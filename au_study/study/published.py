@@ -43,7 +43,8 @@ def printed(
 ) -> pd.DataFrame:   # one line a cell: row, item, value, mark, note; all text, exactly as printed
     "The cells of a table as text. Raises FileNotFoundError if it is not transcribed, ValueError if the file is malformed."
     path = published_folder() / f'{paper}_table{table}.csv'
-    if not path.exists(): raise FileNotFoundError(f"{path.name} does not exist; {paper} has the tables {', '.join(map(str, published_tables(paper)))}.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} does not exist; {paper} has the tables {', '.join(map(str, published_tables(paper)))}.")
     cells = pd.read_csv(path, dtype=str, keep_default_na=False)
     if list(cells.columns) != _COLUMNS: raise ValueError(f"{path.name} has the columns {', '.join(cells.columns)}, expected {', '.join(_COLUMNS)}.")
     twice = cells[cells.duplicated(['row', 'item'])]
@@ -63,7 +64,7 @@ def published_card(
 def published(
     paper: str,      # e.g. 'au_rcnn'
     table: int,      # number of the table in the paper
-) -> pd.DataFrame:   # index item, one column a printed row, in printed order; float where all cells are numbers; .attrs = its card (title, kind, dataset, unit)
+) -> pd.DataFrame:   # index item, one column a printed row, in printed order; floats unless a text table; .attrs = its card (title, kind, ...)
     "A table as printed, misprints included. Raises FileNotFoundError if it is not transcribed."
     cells = printed(paper, table)
     wide = cells.pivot(index='item', columns='row', values='value').loc[cells['item'].unique(), cells['row'].unique()]
@@ -71,7 +72,8 @@ def published(
     wide.attrs = dict(paper=paper, table=table, **published_card(paper)['tables'].get(table, {}))
     if wide.attrs.get('kind') == 'text': return wide
     try: return wide.replace('-', 'nan').astype('float64')
-    except ValueError as e: raise ValueError(f"{paper} table {table} is said to hold numbers, but: {e}. Correct the cell, or give the table kind: text.") from None
+    except ValueError as e:
+        raise ValueError(f"{paper} table {table} is said to hold numbers, but: {e}. Correct the cell, or give the table kind: text.") from None
 
 # %% ../../nbs/study/10_published.ipynb #f5b28162
 def half_unit(
@@ -136,27 +138,28 @@ def _cells_of(paper, s):
     "Look up printed cells of a statement's table, with the half unit of that row."
     cells = printed(paper, s['table']).set_index(['row', 'item'])['value']
     def cell(row, item):
-        if (row, item) not in cells.index: raise ValueError(f"The statement {s['says']!r} names the cell {row}, {item}, which table {s['table']} does not have.")
+        if (row, item) not in cells.index:
+            raise ValueError(f"The statement {s['says']!r} names the cell {row}, {item}, which table {s['table']} does not have.")
         return float(cells[row, item]), half_unit(cells[row])
     return cell, cells
 
 
-def _number(s, cell):
+def _number(s, cell, cells):
     "Printed and recomputed value of a statement about a number."
     a, ha = cell(s['row'], s['item'])
     b, hb = cell(s['minus'], s['item']) if s['kind'] == 'margin' else (0.0, 0.0)
-    if s['kind'] == 'value': ha = 0.0
-    return s['printed'], f'{a - b:g}' if s['kind'] == 'value' else f'{a - b:.2f}', _verdict(float(s['printed']) - (a - b), half_unit([s['printed']]), ha + hb)
+    verdict = _verdict(float(s['printed']) - (a - b), half_unit([s['printed']]), ha + hb if s['kind'] == 'margin' else 0.0)
+    return s['printed'], f'{a - b:.2f}' if s['kind'] == 'margin' else f'{a:g}', verdict
 
 
-def _wins(s, cells):
+def _wins(s, cell, cells):
     "Printed and counted number of AUs in which one row is above another."
     a, b = (pd.to_numeric(cells[r].drop('Avg', errors='ignore'), errors='coerce') for r in (s['row'], s['minus']))
     count = int((a > b).sum())
     return s['printed'], str(count), 'adds up' if count == int(s['printed']) else 'does not add up'
 
 # %% ../../nbs/study/10_published.ipynb #93b558ce
-def _above(s, cell):
+def _above(s, cell, cells):
     "Does every row stand above all of `than`?"
     rows = s['row'] if isinstance(s['row'], list) else [s['row']]
     values = {r: cell(r, s['item'])[0] for r in (*rows, *s['than'])}
@@ -165,20 +168,22 @@ def _above(s, cell):
     return f"{', '.join(rows)} above {', '.join(s['than'])}", found, 'does not add up' if broken else 'adds up'
 
 
-def _smallest(s, cells):
+def _smallest(s, cell, cells):
     "Are these the lowest items of the row?"
     low = cells[s['row']].astype(float).nsmallest(len(s['items']))
     agree = set(low.index) == set(s['items'])
     return f"smallest: {', '.join(s['items'])}", ', '.join(f'{i} {v:g}' for i, v in low.items()), 'adds up' if agree else 'does not add up'
 
 
+_KINDS = dict(value=_number, margin=_number, wins=_wins, above=_above, smallest=_smallest)
+
+
 def _audit_statements(paper, statements):
     for s in statements:
-        cell, cells = _cells_of(paper, s)
-        kinds = dict(value=lambda: _number(s, cell), margin=lambda: _number(s, cell), wins=lambda: _wins(s, cells), above=lambda: _above(s, cell), smallest=lambda: _smallest(s, cells))
-        if s['kind'] not in kinds: raise ValueError(f"The statement {s['says']!r} has the kind {s['kind']!r}, expected one of {', '.join(kinds)}.")
+        if s['kind'] not in _KINDS:
+            raise ValueError(f"The statement {s['says']!r} has the kind {s['kind']!r}, expected one of {', '.join(_KINDS)}.")
         row = s['row'] if isinstance(s['row'], str) else ', '.join(s['row'])
-        yield s['table'], f"{s['where']}: {s['says']}", row, s.get('item', ''), *kinds[s['kind']]()
+        yield s['table'], f"{s['where']}: {s['says']}", row, s.get('item', ''), *_KINDS[s['kind']](s, *_cells_of(paper, s))
 
 # %% ../../nbs/study/10_published.ipynb #60ccea2b
 def audit(
