@@ -84,7 +84,7 @@ def make_optimizer(
 
 # %% ../nbs/loop.ipynb #a17a19b3
 def resolve_device(
-    device,  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', or the number of devices of a torchrun launch
+    device,  # 'auto', 'cpu', 'cuda', 'cuda:1', or the number of devices of a torchrun launch
 ) -> torch.device:  # of this process
     "Name the device of this process; raises ValueError if it is not there."
     cuda = torch.cuda.is_available()
@@ -252,10 +252,7 @@ class _Loop:
 
 def _augmented(batch, augment, seed):
     "The batch under one draw of the augmentation; the frames of a clip share it."
-    if batch.image.ndim == 4: image, marks = augment(batch.image, batch.landmarks, seed=seed)[:2]
-    else:
-        pairs = [augment(batch.image[:, t], batch.landmarks[:, t], seed=seed)[:2] for t in range(batch.image.shape[1])]
-        image, marks = (torch.stack(x, 1) for x in zip(*pairs))
+    image, marks = augment(batch.image, batch.landmarks, seed=seed)
     return replace(batch, image=image, landmarks=marks)
 
 # %% ../nbs/loop.ipynb #6ac102ba
@@ -336,6 +333,7 @@ def _end_epoch(loop, steps, trained):
     t, f1, begin = loop.trainer, None, time.monotonic()
     if loop.fabric.world_size > 1:
         for b in loop.module.buffers(): torch.distributed.broadcast(b, 0)
+        loop.losses = loop.fabric.all_reduce(loop.losses, reduce_op="mean")
     if loop.held is not None:
         f1 = mean_f1(loop.held.labels.cpu().numpy(), _score(t, loop.module, loop.held, loop.scores, loop.fabric.autocast), loop.threshold)
         f1 = loop.fabric.broadcast(f1)
@@ -372,6 +370,8 @@ def _resume(loop, state):
 # %% ../nbs/loop.ipynb #c90e25ed
 class Trainer(BaseEstimator):
     "How a network is trained, whatever the network: batches, optimiser, schedule, precision, choice of the epoch."
+    neutral = ("threads", "progress", "device", "ram_gb", "checkpoint_seconds")  # say where and how loudly, not what
+
     def __init__(self,
         epochs=10,             # passes over the training frames
         batch_size=32,         # frames (or clips) that pass the network at once; prediction takes four times as many
@@ -386,14 +386,14 @@ class Trainer(BaseEstimator):
         accumulate=1,          # batches whose gradients make one step
         clip_norm=None,        # largest norm of the gradient; None: any
         precision="fp32",      # 'fp32', 'bf16', 'fp16' (CUDA only)
-        device="auto",         # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'; a number n: n processes started by torchrun
+        device="auto",         # 'auto', 'cpu', 'cuda', 'cuda:1'; a number n: n processes started by torchrun
         selection="inner",     # epoch: 'inner' best on held-out training subjects, 'last', 'test' best on select_on
         inner_fraction=0.2,    # share of training subjects held out by 'inner'
         augment=None,          # Augment, applied on the training device; None: none
         threads=None,          # torch CPU threads during fit and predict; None: as set
         seed=0,                # of weights, shuffle, dropout, augmentation and inner split
         progress=True,         # bar on a terminal, one line an epoch elsewhere; False: silent
-        channels_last=False,   # memory layout of weights and images
+        channels_last=False,   # memory layout of weights and images; True is faster for most convolutional networks
         ram_gb=1.0,            # crops up to this size are held in memory (on the GPU, if that trains) whole
         checkpoint_seconds=60, # pause between two checkpoints in workdir; 0: at every step
     ):
@@ -429,8 +429,7 @@ def _check_trainer(trainer, device):
 # %% ../nbs/loop.ipynb #57f94f1e
 def _about(trainer, module, faces, select_on, offsets, identity):
     "What a checkpoint must agree on, as hashes of its parts."
-    neutral = ("threads", "progress", "device", "ram_gb", "checkpoint_seconds")
-    params = {k: v for k, v in trainer.get_params().items() if k not in neutral and not isinstance(v, BaseEstimator)}
+    params = {k: v for k, v in trainer.get_params().items() if k not in trainer.neutral and not isinstance(v, BaseEstimator)}
     digest = hashlib.sha256()
     for k, v in module.state_dict().items(): digest.update(k.encode()); digest.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     short = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -71,9 +70,6 @@ class AUEstimator(BaseEstimator):
         raise NotImplementedError(f"{type(self).__name__} must define scores(module, batch) -> [B, K].")
 
 # %% ../nbs/training.ipynb #69f9da45
-_NEUTRAL = ("threads", "progress", "device", "ram_gb", "checkpoint_seconds")  # of Trainer: they change no result
-
-
 def _encode(value, where="", neutral=True):
     "A parameter as JSON; tuples and nested estimators keep their kind."
     if isinstance(value, np.generic): value = value.item()
@@ -83,7 +79,7 @@ def _encode(value, where="", neutral=True):
         return inner if isinstance(value, list) else {"tuple": inner}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value): return {"dict": {k: _encode(v, f"{where}.{k}", neutral) for k, v in value.items()}}
     if isinstance(value, BaseEstimator):
-        skip = () if neutral else (*getattr(value, "predict_only", ()), *(_NEUTRAL if isinstance(value, Trainer) else ()))
+        skip = () if neutral else (*getattr(value, "predict_only", ()), *getattr(value, "neutral", ()))
         return {"class": _path_of(type(value)), "params": {k: _encode(v, f"{where}.{k}".strip("."), neutral) for k, v in sorted(value.get_params(deep=False).items()) if k not in skip}}
     raise TypeError(f"Parameter {where!r} is a {type(value).__name__}, which JSON cannot hold. Use numbers, strings, lists, tuples, dicts or nested estimators as parameters.")
 
