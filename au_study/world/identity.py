@@ -149,8 +149,8 @@ SHAPE = {
     "nose_tip": (0.115, 0.01, 0.014),
     "mouth_width": (0.405, 0.02, 0.035),
     "mouth_curve": (0.004, 0.006, 0.012),
-    "lip_upper": (0.078, -0.018, 0.017),
-    "lip_lower": (0.108, -0.016, 0.020),
+    "lip_upper": (0.088, -0.018, 0.018),
+    "lip_lower": (0.122, -0.016, 0.022),
     "cupid": (0.20, -0.04, 0.07),
     "skew": (0.0, 0.0, 0.012),
 }
@@ -192,7 +192,7 @@ def _hair(sex: Tensor, age: Tensor, melanin: Tensor, u) -> dict[str, Tensor]:
         moustache=torch.where(u("moustache") < 0.06, 0.8 * (sex > 0.6), beard * (0.6 + 0.4 * u("lip hair"))),
         glasses=(u("glasses") < 0.12).double(), glasses_tone=u("frame"),
         hair_volume=0.10 + 0.09 * u("volume"), hairline=1.02 + 0.16 * u("hairline") + 0.12 * age * sex,
-        hair_part=(u("part") - 0.5) * 1.1,
+        hair_part=(u("part") - 0.5) * 0.7,
     )  # fmt: skip
 
 # %% ../../nbs/world/10_identity.ipynb #fc533e05
