@@ -134,10 +134,10 @@ def test_a_module_that_needs_torchvision_is_noticed(clone):
 
 def test_readme_follows_the_front_page():
     page = notebook(cell("# Kit\n[a page](faces/10_frames.ipynb#keys), [out](https://example.org), [licence](../LICENSE)", "markdown"),
-                    cell("#| hide\nimport os"), cell("#| eval: false\n1 + 1", outputs=printed("2\n")))
+                    cell("#| hide\nimport os"), cell("#| echo: false\nplt.show()"), cell("#| eval: false\n1 + 1", outputs=printed("2\n")))
     text = readme.readme_of(page)
     assert "(nbs/faces/10_frames.ipynb#keys)" in text and "(https://example.org)" in text and "(LICENSE)" in text
-    assert "```python\n1 + 1\n```\n\n```text\n2\n```" in text and "import os" not in text
+    assert "```python\n1 + 1\n```\n\n```text\n2\n```" in text and "import os" not in text and "plt" not in text
 
 
 def test_requirements_are_compared_with_what_is_installed(monkeypatch):

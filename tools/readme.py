@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def readme_of(notebook: dict, folder: str = "nbs") -> str:
-    "Markdown of a notebook: its text, its code as fenced blocks, its printed output; hidden cells and figures left out."
+    "Markdown of a notebook: its text, its code as fenced blocks, its printed output; cells without visible code and figures left out."
     parts = ["<!-- Written from nbs/index.ipynb by `make readme`; edit the notebook. -->"]
     for cell in notebook["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
             parts.append(re.sub(r"\]\((?!https?:|#|\.\./)([\w./-]+)(#[\w-]*)?\)", rf"]({folder}/\1\2)", source).replace("](../", "]("))
-        elif cell["cell_type"] == "code" and source and not re.search(r"^#\|\s*(hide|default_exp)", source, re.M):
+        elif cell["cell_type"] == "code" and source and not re.search(r"^#\|\s*(hide|default_exp|echo:\s*false)", source, re.M):
             code = re.sub(r"^#\|.*\n", "", source, flags=re.M)
             parts.append(f"```python\n{code}\n```")
             for output in cell["outputs"]:
