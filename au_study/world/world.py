@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ from ..faces.faceset import DatasetCard, FaceSet
 from ..faces.frames import KEYS
 from .dynamics import Coder, Preset, PresetError, code_labels, load_preset, manifests, preset_report, simulate_labels, subject_names
 from .identity import WORLD_AUS, Identity, hash_uniform, identities
-from .renderer import CANVAS, CENTRE, Rendered, Scene, render_faces
+from .renderer import Rendered, Scene, project_landmarks, render_faces, rotation
+from .rig import pose_face
 
 # %% ../../nbs/world/50_world.ipynb #f9587e56
 def wander(
@@ -85,7 +87,7 @@ def video_scenes(
     gaze = saccades(rng, t, s["gaze"]["degrees"], s["gaze"]["seconds"], end)
     lids, _ = events(rng, t, 60 / max(s["blink"]["per_minute"], 1e-6), s["blink"]["seconds"], end)
     hand = _hands(rng, t, s["occlusion"], end)
-    grain = (hash_uniform(seed, subject, video, torch.as_tensor(np.asarray(frames))) * 2**31).long()
+    grain = (hash_uniform(seed, subject, video, torch.as_tensor(np.array(frames, np.int64))) * 2**31).long()
     moving = dict(pose, blink=np.clip(1.6 * lids, 0, 1), gaze_x=gaze[:, 0], gaze_y=gaze[:, 1], **hand)
     still = {f: getattr(base, f).expand(len(t), *getattr(base, f).shape[1:]) for f in Scene.__dataclass_fields__}
     still |= dict(noise=still["noise"] * s["noise"], blur=still["blur"] * s["noise"], grain=grain)
@@ -143,17 +145,25 @@ def world_card(preset: Preset, names: list[str], kind: str | None = None) -> Dat
                        notes=f"Rendered faces whose labels follow the statistics of {preset.mirrors}; nobody real is shown.")
 
 # %% ../../nbs/world/50_world.ipynb #ebff3fcd
-_MARGIN = 1.3  # side of the rendered frame over side of the crop, in face units
+_MARGIN = 1.2  # side of the rendered frame over side of the crop; enough for a roll of 12 degrees
 
 
 def close_up(
-    scene: Scene,  # N scenes of loose frames
+    identity: Identity,  # N faces
+    intensities: torch.Tensor,  # [N, 17]
+    scene: Scene,  # N scenes
     recipe: FivePointCrop,
 ) -> tuple[Scene, int]:  # the same scenes through a longer lens, size of the frame in pixels
     "Point the camera at what the crop shows, one rendered pixel a crop pixel."
     size = 2 * round(recipe.size * _MARGIN / 2)
-    zoom = CANVAS * recipe.size / (recipe.scale * size)
-    return replace(scene, zoom=scene.zoom * zoom, shift_x=0.5 * scene.shift_x, shift_y=0.5 * scene.shift_y - (recipe.down - CENTRE) * zoom / CANVAS), size
+    with torch.no_grad():
+        marks = project_landmarks(pose_face(identity, intensities, scene.blink), rotation(scene.yaw, scene.pitch, scene.roll), scene, size)
+    m = recipe.matrices(marks.cpu().numpy())  # frame -> crop
+    linear = m[:, :, :2]
+    longer = torch.as_tensor(np.sqrt(np.linalg.det(linear)), dtype=torch.float32, device=scene.zoom.device)
+    centre = np.linalg.solve(linear, (recipe.size - 1) / 2 - m[:, :, 2:])[..., 0]  # of the crop, in frame pixels
+    away = torch.as_tensor((centre - (size / 2 - 0.5)) / size, dtype=torch.float32, device=scene.zoom.device)
+    return replace(scene, zoom=scene.zoom * longer, shift_x=(scene.shift_x - away[:, 0]) * longer, shift_y=(scene.shift_y - away[:, 1]) * longer), size
 
 # %% ../../nbs/world/50_world.ipynb #221dbddb
 class FaceWorld:
@@ -239,14 +249,16 @@ def scenes_of(
 
 def _render_rows(self, truth, recipe, cache, batch, device, progress):
     "Append the crops of all rows of `truth` that the cache lacks."
-    scene, size = close_up(scenes_of(self.preset, self.seed, truth), recipe)
+    scene = scenes_of(self.preset, self.seed, truth)
     number = truth["subject"].str[1:].astype(int).to_numpy() - 1
     rows = torch.as_tensor(truth[[f"AU{a}" for a in WORLD_AUS]].to_numpy(np.float32))
     people = self.people(range(number.max() + 1)).to(device)
     with tqdm(total=len(truth), initial=cache.done, desc=f"rendering {self.preset.name}", unit="face", disable=not progress, mininterval=1.0) as bar:
         for i in range(cache.done, len(truth), batch):
             part = slice(i, i + batch)
-            made = render_faces(people[torch.as_tensor(number[part])], rows[part], scene[part], size=size, seed=self.seed)
+            who, what = people[torch.as_tensor(number[part])], rows[part].to(device)
+            seen, size = close_up(who, what, scene[part].to(device), recipe)
+            made = render_faces(who, what, seen, size=size, seed=self.seed)
             cache.append(*crop_faces(made.images.cpu().numpy(), made.landmarks.cpu().numpy(), recipe, border="edge"))
             bar.update(len(made.images))
 
@@ -254,6 +266,7 @@ def _render_rows(self, truth, recipe, cache, batch, device, progress):
 _SOURCES = tuple(f"au_study.{m}" for m in ("faces.alignment", "world.identity", "world.rig", "world.renderer", "world.dynamics", "world.world"))
 
 
+@cache
 def source_hash(modules=_SOURCES) -> str:
     "Hash of the code of some modules; comments do not count."
     h = hashlib.sha256()
