@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from .batches import BatchSource, FaceBatch, masked_bce, seeded
+from .batches import BatchSource, FaceBatch, masked_bce, schematic_landmarks, seeded
 from .faces.faceset import DatasetCard, FaceSet
 from .faces.frames import KEYS
 from .loop import CheckpointError, History, Trainer, mean_f1
@@ -232,9 +232,8 @@ def _blank_faces(card, size):
     "Two grey frames that stand in for the training set."
     table = pd.DataFrame({"subject": ["a", "b"], "video": "v", "frame": 0})
     table[[f"AU{a}" for a in card.aus]] = np.repeat([[1.0], [0.0]], len(card.aus), 1) * (5 if card.kind == "intensity" else 1)
-    angle = np.linspace(0, 2 * np.pi, 68, endpoint=False)
-    marks = size * (0.5 + np.stack([np.cos(angle), np.sin(angle)], -1) * np.linspace(0.1, 0.4, 68)[:, None])
-    return FaceSet(table, np.full((2, size, size, 3), 128, np.uint8), np.stack([marks, marks]).astype(np.float32), card)
+    marks = np.stack([schematic_landmarks(size)] * 2)
+    return FaceSet(table, np.full((2, size, size, 3), 128, np.uint8), marks, card)
 
 
 def _read_model(folder):
