@@ -101,11 +101,12 @@ class TableRenderer:
         return self._repr_markdown_()
 
 # %% ../nbs/95_docrender.ipynb #410c03de
-def _only_imports(
+def _nothing_to_read(
     source: str,  # of a code cell
-) -> bool:  # True if there is nothing to read in it
-    "Whether a cell holds imports alone."
-    return all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body)
+) -> bool:  # True if it holds imports and `__all__` alone
+    "Whether a cell says nothing to a reader."
+    return all(isinstance(s, (ast.Import, ast.ImportFrom)) or isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "__all__"
+               for s in ast.parse(source).body)
 
 
 class fold_exports(Processor):
@@ -125,7 +126,7 @@ class fold_exports(Processor):
                 break
             directives = set(getattr(cell, "directives_", None) or {})
             if cell.cell_type == "code" and directives & {"export", "exporti"}:
-                waiting = None if _only_imports(cell.source) else cell
+                waiting = None if _nothing_to_read(cell.source) else cell
             elif "default_exp" not in directives:
                 result.append(cell)
         cells[:] = result

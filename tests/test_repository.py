@@ -65,6 +65,7 @@ BAD = {
     "subject in output": (lint.check_subject_ids, "library", [cell("x", outputs=printed(f"{LIBRARY_ID}_T1"))]),
     "no title": (lint.check_opening, "library", [cell("text", "markdown")]),
     "no promise": (lint.check_opening, "library", [cell("# Title\ntext", "markdown")]),
+    "list as front matter": (lint.check_opening, "library", [cell("# Title\n> promise\n\n- `a`: first", "markdown")]),
     "no module": (lint.check_kind, "library", [TITLE, EXPORT]),
     "nothing exported": (lint.check_kind, "library", [TITLE, MODULE]),
     "no parameters": (lint.check_kind, "experiment", [TITLE, cell("print(1)")]),

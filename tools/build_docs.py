@@ -6,7 +6,6 @@ Warnings are errors. Where Quarto is installed, `nbdev_docs` builds nbdev's own 
 """
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -123,17 +122,8 @@ def code_cell(cell: dict) -> dict | None:
     outputs = [o for o in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
     if not source and not outputs:
         return None
-    if not outputs and _imports_only(source):
-        return None
     tags = ["hide-input"] * folded + ["remove-input"] * unseen
     return {"cell_type": "code", "metadata": {"tags": tags}, "execution_count": None, "source": source, "outputs": outputs}
-
-
-def _imports_only(source: str) -> bool:
-    try:
-        return all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body)
-    except SyntaxError:
-        return False
 
 
 def markdown_cell(source: str) -> dict:

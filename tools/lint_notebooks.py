@@ -158,6 +158,8 @@ def check_opening(notebook: dict, kind: str) -> Iterator[str]:
         yield "the first cell is not markdown with `# Title`"
     elif len(lines) < 2 or not lines[1].startswith("> "):
         yield "the title is not followed by a one-line promise (`> ...`)"
+    elif any(re.match(r"- (?!\w+: ).*:", line) for line in lines[2:]):
+        yield "the list in the first cell would be read as front matter; give it a cell of its own"
 
 
 def check_runs(notebook: dict, kind: str) -> Iterator[str]:
