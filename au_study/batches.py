@@ -47,9 +47,10 @@ def blob_faces(
     "Make a tiny FaceSet of blobs for lessons and tests."
     rng, n = np.random.default_rng(seed), subjects * frames
     on = rng.random((n, 2)) < (.4, .5)                                         # [N, K]
-    pixels = rng.normal(115, 40, (n, size, size, 3))
-    pixels[:, 3:5, 4:12] -= 28 * on[:, :1, None, None]                         # AU4: a dark stripe
-    pixels[:, 10:13, 11:14] += 32 * on[:, 1:, None, None]                      # AU12: a bright corner
+    shown = on * rng.random((n, 2))                                            # how strongly
+    pixels = np.repeat(rng.normal(115, 20, (n, size, size, 1)), 3, -1)
+    pixels[:, 3:5, 4:12] -= 80 * shown[:, :1, None, None]                         # AU4: a dark stripe
+    pixels[:, 10:13, 11:14] += 90 * shown[:, 1:, None, None]                      # AU12: a bright corner
     table = pd.DataFrame({"subject": np.repeat([f"S{i}" for i in range(subjects)], frames), "video": "v", "frame": np.tile(np.arange(frames), subjects)})
     table[["AU4", "AU12"]] = on.astype(float)
     card = DatasetCard(name="blobs", title="Made blobs", aus=(4, 12), threshold=1.0, kind="occurrence", fps=25.0,
