@@ -79,9 +79,9 @@ def _to(p: Tensor, x: Tensor) -> Tensor:
 def _brows(p: Identity, au) -> dict[str, Tensor]:
     "Ends and middle of both brows."
     h, n = p.brow_height[:, None], p.skew[:, None] * torch.tensor([1.0, -1.0], device=p.skew.device)
-    inner = -h + p.brow_tilt[:, None] * -0.5 - 0.175 * au(1) - 0.015 * au(2) + 0.115 * au(4) + 0.06 * au(9) + n
+    inner = -h + p.brow_tilt[:, None] * -0.5 - 0.19 * au(1) - 0.015 * au(2) + 0.115 * au(4) + 0.06 * au(9) + n
     middle = -h - p.brow_arch[:, None] - 0.085 * au(1) - 0.10 * au(2) + 0.105 * au(4) + 0.03 * au(9) + 0.015 * au(6) + n
-    outer = -h + p.brow_tilt[:, None] - 0.010 * au(1) - 0.15 * au(2) + 0.06 * au(4) + 0.03 * au(6) + n
+    outer = -h + p.brow_tilt[:, None] - 0.010 * au(1) - 0.175 * au(2) + 0.06 * au(4) + 0.03 * au(6) + n
     x_in = p.brow_gap[:, None] - 0.075 * au(4) - 0.02 * au(9) + 0.01 * au(1)
     x_out = p.eye_x[:, None] + 0.39 + 0 * n
     return dict(brow_x=torch.stack([x_in, x_out], -1), brow_y=torch.stack([inner, middle, outer], -1),
@@ -90,8 +90,8 @@ def _brows(p: Identity, au) -> dict[str, Tensor]:
 
 def _lids(p: Identity, au, blink: Tensor) -> dict[str, Tensor]:
     "Upper and lower lid; `blink` [B] closes them."
-    up = 0.092 * p.eye_open[:, None] + 0.068 * au(5) - 0.040 * au(7) - 0.012 * au(6) - 0.012 * au(9) - 0.008 * au(4)
-    low = 0.076 + 0.008 * au(5) - 0.052 * au(7) - 0.020 * au(6) - 0.012 * au(9) - 0.012 * au(12)
+    up = 0.092 * p.eye_open[:, None] + 0.085 * au(5) - 0.040 * au(7) - 0.012 * au(6) - 0.012 * au(9) - 0.008 * au(4)
+    low = 0.076 + 0.008 * au(5) - 0.052 * au(7) - 0.030 * au(6) - 0.012 * au(9) - 0.012 * au(12)
     up, low = up.clamp(0.012), low.clamp(0.008)
     closed = blink[:, None]
     fold = (0.078 - 0.042 * au(5) + 0.022 * au(7) + 0.02 * au(1) + 0.02 * au(2) - 0.03 * au(4)).clamp(0.02)
@@ -102,7 +102,7 @@ def _lids(p: Identity, au, blink: Tensor) -> dict[str, Tensor]:
 def _mouth(p: Identity, au) -> dict[str, Tensor]:
     "Corners, lip line, opening and thickness of the lips."
     m = lambda n: au(n).mean(1)
-    out = 0.115 * au(12) + 0.125 * au(20) + 0.030 * au(14) - 0.055 * au(23) - 0.030 * au(24) + 0.01 * au(15)
+    out = 0.115 * au(12) + 0.125 * au(20) + 0.045 * au(14) - 0.055 * au(23) - 0.030 * au(24) + 0.01 * au(15)
     out = out - 0.020 * au(17) - 0.035 * au(26) * (1 - au(12))
     rise = 0.150 * au(12) - 0.105 * au(15) - 0.020 * au(20) + 0.002 * au(14) + 0.02 * au(10) - 0.055 * au(26)
     skew = p.skew[:, None] * torch.tensor([-0.6, 0.6], device=p.skew.device)
@@ -250,36 +250,26 @@ def bump_points(
     return table[..., 5:].transpose(1, 2) @ f
 
 # %% ../../nbs/world/20_rig.ipynb #d8bc6b97
-class _Table:
-    "Collects rows of bumps; numbers, [B] and (for pairs) [B,2] tensors are accepted."
+class _Rows:
+    "Collects rows of bumps; a row takes numbers, [B] tensors and, in pairs, [B,2] tensors (image left, right)."
 
-    def __init__(self, like: Tensor):
-        self.like, self.rows = like, []
+    def __init__(self, like: Tensor, mirrored: tuple[int, ...] = (0,)):
+        self.like, self.mirrored, self.rows = like, mirrored, []
 
     def add(self, *row) -> None:
         self.rows.append(torch.stack([self.like * 0 + v for v in row], -1))
 
-    def pair(self, x, *row) -> None:
-        side = lambda v, i: v[:, i] if torch.is_tensor(v) and v.ndim == 2 else v
-        self.add(*[side(v, 0) * (-1 if j in (0, 5) and self._mirror(j) else 1) for j, v in enumerate((x, *row))])
-        self.add(*[side(v, 1) for v in (x, *row)])
-
-    def _mirror(self, j: int) -> bool:
-        return j == 0 or self.vectors
-
-    vectors = False
+    def pair(self, *row) -> None:
+        "A bump on each side; mirrored columns change sign on image left."
+        for side, sign in ((0, -1), (1, 1)):
+            values = [v[:, side] if torch.is_tensor(v) and v.ndim == 2 else v for v in row]
+            self.add(*[v * sign if i in self.mirrored else v for i, v in enumerate(values)])
 
     def stack(self) -> Tensor:
         return torch.stack(self.rows, 1)
 
-
-class _Vectors(_Table):
-    "Rows whose first amplitude is sideways and changes sign on the other side."
-
-    vectors = True
-
 # %% ../../nbs/world/20_rig.ipynb #6cf69225
-def _relief_upper(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
+def _relief_upper(t: _Rows, p: Identity, c: dict[str, Tensor], au) -> None:
     "Forehead, brows, sockets, eyeballs."
     t.add(0.0, -0.85, 0.55, 0.30, 0.35, 0.05)
     t.pair(0.46, c["brow_y"][..., 1] + 0.05, 0.30, 0.10, 0.07, p.brow_ridge + 0.02)
@@ -292,7 +282,7 @@ def _relief_upper(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
     t.pair(1.00, -0.40, 0.16, 0.25, 0.25, -0.07)
 
 
-def _relief_nose(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
+def _relief_nose(t: _Rows, p: Identity, c: dict[str, Tensor], au) -> None:
     "Root, ridge, tip, wings."
     tip, h = c["nose_tip"], p.nose_height
     t.add(0.0, 0.06, 0.095, 0.20, 0.30, 1.15 * p.nose_bridge)
@@ -303,7 +293,7 @@ def _relief_nose(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
     t.add(0.0, tip - 0.05, 0.21, 0.17, 0.07, 0.06)
 
 
-def _relief_lower(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
+def _relief_lower(t: _Rows, p: Identity, c: dict[str, Tensor], au) -> None:
     "Cheeks, muzzle, chin."
     m = lambda n: au(n).mean(1)
     apple = p.cheekbone[:, None] + 0.085 * au(6) + 0.085 * au(12)
@@ -317,13 +307,14 @@ def _relief_lower(t: _Table, p: Identity, c: dict[str, Tensor], au) -> None:
     boss = c["chin"] - 0.27 - 0.08 * m(17)
     t.add(0.0, boss, 0.24, 0.14, 0.15, 0.25 + p.chin_boss + 0.045 * m(17))
     t.add(0.0, c["chin"] - 0.10, 0.30, 0.12, 0.06, 0.28 + 0.5 * p.chin_boss)
-    t.pair(c["corner_x"] + 0.09, c["corner_y"] + 0.02, 0.055, 0.09, 0.10, 0.018 * p.fat[:, None] + 0.045 * au(14) + 0.03 * au(12) + 0.015 * au(20))
+    pouch = 0.018 * p.fat[:, None] + 0.045 * au(14) + 0.03 * au(12) + 0.015 * au(20)
+    t.pair(c["corner_x"] + 0.09, c["corner_y"] + 0.02, 0.055, 0.09, 0.10, pouch)
     t.pair(c["corner_x"] - 0.01, c["corner_y"] + 0.12, 0.08, 0.06, 0.07, 0.035 * au(15) + 0.01 * au(17) + 0.02 * p.age[:, None])
 
 # %% ../../nbs/world/20_rig.ipynb #34e4ad9b
 def _drift(p: Identity, c: dict[str, Tensor], au) -> Tensor:
     "Displacement bumps of the skin [B,M,7]."
-    t, m = _Vectors(p.age), lambda n: au(n).mean(1)
+    t, m = _Rows(p.age, mirrored=(0, 5)), lambda n: au(n).mean(1)
     t.pair(0.20, -0.42, 0.16, 0.30, 0.12, -0.06 * au(4), -0.13 * au(1) + 0.10 * au(4) + 0.05 * au(9))
     t.pair(0.72, -0.42, 0.22, 0.30, 0.12, 0.0, -0.13 * au(2) + 0.06 * au(4) + 0.02 * au(6))
     t.pair(0.60, 0.42, 0.25, 0.16, 0.22, 0.02 * au(6), -0.075 * au(6) - 0.03 * au(12))
@@ -351,7 +342,7 @@ def pose_face(
     au = lambda number: e[..., WORLD_AUS.index(number)]  # noqa: E731
     blink = torch.zeros_like(identity.age) if blink is None else blink.to(identity.age)
     c = _brows(identity, au) | _lids(identity, au, blink) | _nose(identity, au) | _mouth(identity, au) | _head(identity, au)
-    relief = _Table(identity.age)
+    relief = _Rows(identity.age)
     for part in (_relief_upper, _relief_nose, _relief_lower):
         part(relief, identity, c, au)
     return FaceCurves(e=e, wrinkles=identity.wrinkles, age=identity.age, bumps=relief.stack(), drift=_drift(identity, c, au), **c)
