@@ -58,7 +58,7 @@ BAD = {
     "windows path": (lint.check_outputs, "library", [cell("x", outputs=printed("C:\\Users\\someone"))]),
     "path in a result": (lint.check_outputs, "library",
                          [cell("x", outputs=[{"output_type": "execute_result", "data": {"text/plain": ["PosixPath('/root/x')"]}}])]),
-    "photograph": (lint.check_outputs, "library", [cell("x", outputs=[{"output_type": "display_data", "data": {"image/jpeg": ""}}])]),
+    "photograph": (lint.check_outputs, "library", [cell("plt.imshow(plt.imread('face.jpg'))", outputs=[{"output_type": "display_data", "data": {"image/png": ""}}])]),
     "failed cell": (lint.check_outputs, "library", [cell("x", outputs=[{"output_type": "error", "ename": "ValueError"}])]),
     "embedded picture": (lint.check_outputs, "page", [cell("![](data:image/png;base64,AAAA)", "markdown")]),
     "subject in code": (lint.check_subject_ids, "library", [cell(f"subject = '{LIBRARY_ID}'")]),

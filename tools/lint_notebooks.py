@@ -26,6 +26,7 @@ MAX_KB = 200
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mp4", ".avi", ".mov", ".npy", ".npz"}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])(?:/(?:home|Users|root|work|tmp|mnt|media|opt|var|scratch|data|private)/[\w.-]|[A-Z]:\\\\?\w)")
+READS_PICTURE = re.compile(r"\b(?:imread|Image\.open|VideoCapture|decode_image|read_image|filename=)")
 SUBJECT_ID = re.compile(r"(?<![A-Za-z0-9])(?:[FM]0\d\d|SN0\d\d)(?![A-Za-z0-9])")  # BP4D and BP4D+, DISFA
 MAY_NAME_SUBJECTS = "data_manifests/splits/"
 
@@ -126,12 +127,13 @@ def check_outputs(notebook: dict, kind: str) -> Iterator[str]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 yield f"cell {number} ended with {output.get('ename')}; mend it and run it again"
-            for kind_of_data in output.get("data", {}):
-                if kind_of_data.startswith("image/") and kind_of_data not in ("image/png", "image/svg+xml"):
-                    yield f"cell {number} stores {kind_of_data}; only drawn figures (PNG, SVG) are stored"
-            for found in (ABSOLUTE_PATH.search(text) for text in texts_of(output)):
+            data = output.get("data", {})
+            if any(kind_of_data.startswith("image/") for kind_of_data in data) and READS_PICTURE.search(cell["source"]):
+                yield f"cell {number} shows a picture that it reads from a file; show the face world or a drawing"
+            for text in texts_of(output):
+                found = ABSOLUTE_PATH.search(text)
                 if found:
-                    yield f"cell {number} prints an absolute path ({found[0]}...); print a name or a relative path"
+                    yield f"cell {number} prints an absolute path ({text[found.start():found.start() + 30]!r}...); print a name or a relative path"
     for number, cell in enumerate(notebook["cells"]):
         if cell.get("attachments") or re.search(r"data:image/", cell["source"]):
             yield f"cell {number} carries an embedded picture; draw it in code"
