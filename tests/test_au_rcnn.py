@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from au_study.au_rcnn import partition as p
+from au_study.facs import schematic_face
 
 # Corners of the RoIs in use, typed again on purpose: (landmark a, landmark b, pixels down); the corner is half-way between a and b.
 CORNERS = {
@@ -92,7 +93,7 @@ def iou(a, b):
 def random_faces(count, seed, height=(60, 700), roll=25, jitter=.02, where=(0, 900), whole=False):
     """Schematic faces of random size, width, roll and yaw, jittered, some of them partly outside the image."""
     rng = np.random.default_rng(seed)
-    base = p.schematic_face(1., (0., 0.))
+    base = (schematic_face() - [.5, .6]) / .81
     faces = []
     for _ in range(count):
         scale = np.exp(rng.uniform(*np.log(height)))
@@ -128,14 +129,14 @@ def test_boxes_equal_the_rasterised_masks(aus, groups, kind):
 
 
 def test_touching_halves_stay_two_boxes():
-    face = p.schematic_face(300, (300, 300))
+    face = schematic_face(370).astype(float) + 100
     face[21], face[22] = face[27] + [8, -20], face[27] + [-8, -20]  # inner brow ends cross
     assert reference_boxes(face, [1])[1] is None  # the drawn mask has become one piece
     assert p.au_boxes(face[None], (1,)).shape == (1, 2, 4)
 
 
 def test_scaled_offsets_follow_the_face():
-    face = p.schematic_face(400, (0, 0))
+    face = schematic_face(500).astype(float)
     boxes = [p.au_boxes((face * s + [300 * s, 300 * s])[None], BP4D, offsets='scaled') for s in (.25, 1, 3)]
     assert np.abs(boxes[0] - boxes[2]).max() <= 12 and np.abs(boxes[1] - boxes[2]).max() <= 4  # whole pixels of a small face are coarse
     unit = face[1:, 1].max() - face[1:, 1].min()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROIS', 'GROUPS', 'REFERENCE_HEIGHT', 'PUBLISHED_MEAN_BOXES', 'Corner', 'Group', 'mask_parts', 'GroupBox',
-           'groups_for', 'box_names', 'schematic_face', 'roi_polygons', 'crop_rect', 'au_boxes', 'roi_membership',
-           'roi_labels', 'merge_rois', 'mean_boxes', 'box_areas']
+           'groups_for', 'box_names', 'roi_polygons', 'crop_rect', 'au_boxes', 'roi_membership', 'roi_labels',
+           'merge_rois', 'mean_boxes', 'box_areas']
 
 # %% ../../nbs/au_rcnn/10_partition.ipynb #58d22cae
 from collections.abc import Mapping, Sequence
@@ -125,25 +125,6 @@ def box_names(
 ) -> list[str]:  # R names
     "Short names of a data set's boxes, `g1L` ... `g8`."
     return [b.name for b in groups_for(aus)]
-
-# %% ../../nbs/au_rcnn/10_partition.ipynb #7c994b33
-def schematic_face(
-    height: float = 400.,                      # brow to chin, pixels
-    centre: tuple[float, float] = (400., 400.),  # x, y of the middle of the face, pixels
-) -> np.ndarray:  # landmarks [68, 2] (x, y)
-    "A hand-made symmetrical frontal face in the 68-landmark order, for pictures and tests."
-    def arc(x0, x1, y, lift, n):
-        t = np.linspace(0, 1, n)
-        return np.stack([x0 + (x1 - x0) * t, y - 4 * lift * t * (1 - t)], 1)
-    t = np.linspace(0, np.pi, 17)
-    jaw = np.stack([-.46 * np.cos(t) * (1 + .12 * np.sin(t)), -.22 + .72 * np.sin(t)**.9], 1)
-    brow, eye_l = arc(-.40, -.08, -.44, .06, 5), np.concatenate([arc(-.31, -.13, -.28, .03, 4), arc(-.19, -.25, -.26, 0, 2)])
-    mirror = lambda p: p * [-1, 1]
-    nose = np.concatenate([np.stack([np.zeros(4), np.linspace(-.30, -.05, 4)], 1), arc(-.09, .09, .01, -.02, 5)])
-    eye_r = mirror(eye_l)[[3, 2, 1, 0, 5, 4]]
-    lips = np.concatenate([arc(-.18, .18, .18, .04, 7), arc(.12, -.12, .19, -.08, 5), arc(-.15, .15, .18, .01, 5), arc(.08, -.08, .19, -.02, 3)])
-    face = np.concatenate([jaw, brow, mirror(brow)[::-1], nose, eye_l, eye_r, lips])
-    return face * height + np.asarray(centre)
 
 # %% ../../nbs/au_rcnn/10_partition.ipynb #cd074755
 REFERENCE_HEIGHT = 400.  # brow-to-chin height, pixels, at which offsets='scaled' equals offsets='fixed'

@@ -49,12 +49,15 @@ def fpn_level(
     boxes: Tensor,            # boxes [..., 4] (ymin, xmin, ymax, xmax), ends included
     canonical: float = 224.,  # box side that belongs to level k0, pixels
     k0: int = 4,              # level of a box of the canonical side
+    rounding: str = 'ceil',   # 'ceil': Eq. 2 as printed; 'floor': as in the FPN paper
     lowest: int = 2,          # finest level there is
     highest: int = 5,         # coarsest level there is
 ) -> Tensor:  # int64 [...]
-    "The pyramid level of each box (AU R-CNN Eq. 2)."
+    "The pyramid level of each box (AU R-CNN Eq. 2). Raises ValueError for another rounding."
+    if rounding not in ('ceil', 'floor'): raise ValueError(f"rounding must be 'ceil' (Eq. 2) or 'floor' (FPN paper), but is {rounding!r}.")
     sides = (boxes[..., 2:] - boxes[..., :2] + 1).clamp(min=1e-6)
-    k = torch.floor(k0 + torch.log2(sides.prod(-1).sqrt() / canonical) + 1e-6)  # Eq. 2; the epsilon keeps exact powers of two on their level
+    k = k0 + torch.log2(sides.prod(-1).sqrt() / canonical)                # Eq. 2
+    k = torch.ceil(k - 1e-5) if rounding == 'ceil' else torch.floor(k + 1e-5)  # exact powers of two stay on their level
     return k.clamp(lowest, highest).long()
 
 # %% ../../nbs/nets/50_fpn.ipynb #0adaf5ae
@@ -67,13 +70,15 @@ def pyramid_pool(
     pool: Callable,                # `roi_pool` or `roi_align`
     canonical: float = 224.,       # see `fpn_level`
     k0: int = 4,                   # see `fpn_level`
+    rounding: str = 'ceil',        # see `fpn_level`
 ) -> Tensor:  # [M, C, output_size, output_size]
     "RoI pooling of every box from its pyramid level (AU R-CNN Sec. 4.4)."
-    level = fpn_level(boxes, canonical, k0, 2, len(levels) + 1)
+    level = fpn_level(boxes, canonical, k0, rounding, 2, len(levels) + 1)
     out = levels[0].new_zeros(len(boxes), levels[0].shape[1], output_size, output_size)
     for l, (features, stride) in enumerate(zip(levels, strides), start=2):
         rows = (level == l).nonzero()[:, 0]
         if len(rows):
             pooled = pool(features, boxes[rows], batch_index[rows], output_size, 1 / stride)
             out = out.index_copy(0, rows, pooled.to(out.dtype))
+        else: out = out + 0 * features.flatten()[0]  # a level without boxes stays in the graph: training on several devices needs that
     return out

@@ -79,30 +79,30 @@ def _layer(block, c_in, channels, count, stride):
 
 # %% ../../nbs/nets/10_resnet.ipynb #1817e52c
 class ResNet(nn.Module):
-    "A residual network (He et al. 2016) with torchvision's key names. Raises ValueError for an unknown number of layers or stem."
+    "A residual network (He et al. 2016) with torchvision's key names. Raises ValueError for an unknown number of layers or stride."
     def __init__(
         self,
         layers: int = 101,         # 18, 34, 50 or 101
         width: float = 1.,         # channel multiplier
         depth: float = 1.,         # block multiplier
-        stem: str = 'imagenet',    # 'imagenet': 7x7 stride 2 and max pooling; 'small': 3x3 stride 2 only
+        stride: int = 16,          # stride behind the third stage: 16 as published, 8 or 4
         n_out: int | None = 1000,  # outputs of the last layer; None: no last layer
     ):
         super().__init__()
-        if layers not in STAGES or stem not in ('imagenet', 'small'):
-            raise ValueError(f"ResNet has layers in {sorted(STAGES)} and stem 'imagenet' or 'small', but got {layers} and {stem!r}.")
+        if layers not in STAGES or stride not in (4, 8, 16):
+            raise ValueError(f'ResNet has layers in {sorted(STAGES)} and stride 4, 8 or 16, but got {layers} and {stride}.')
         block, counts = STAGES[layers]
         counts, base = scaled_blocks(counts, depth), [scaled_channels(64 * 2**i, width) for i in range(4)]
-        kernel = 7 if stem == 'imagenet' else 3
-        self.conv1, self.bn1 = nn.Conv2d(3, base[0], kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(base[0])
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == 'imagenet' else nn.Identity()
+        steps = (1, 2 if stride >= 8 else 1, 2 if stride == 16 else 1, 2)
+        self.conv1, self.bn1 = nn.Conv2d(3, base[0], 7, 2, 3, bias=False), nn.BatchNorm2d(base[0])
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
         c = base[0]
         for i in range(4):
-            setattr(self, f'layer{i + 1}', _layer(block, c, base[i], counts[i], 1 if i == 0 else 2))
+            setattr(self, f'layer{i + 1}', _layer(block, c, base[i], counts[i], steps[i]))
             c = base[i] * block.expansion
         self.fc = None if n_out is None else nn.Linear(c, n_out)
         self.channels = tuple(b * block.expansion for b in base)              # of layer1 .. layer4
-        self.strides = tuple((4 if stem == 'imagenet' else 2) * 2**i for i in range(4))
+        self.strides = (4, 4 * steps[1], stride, 2 * stride)
         self.apply(self._initialise)
 
     @staticmethod

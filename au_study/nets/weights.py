@@ -73,6 +73,6 @@ def load_imagenet(
     extra = [k for k in state if k not in own and not k.startswith(('fc.', 'classifier.6.'))]
     if misfit or extra:
         raise WeightFileError(f'{path.name} does not fit this {arch}: {len(misfit)} tensors of the network are not in the file with the same shape (first: {(misfit + extra)[0]}), '
-                              f'{len(extra)} of the file have no place. ImageNet weights need width=1, depth=1 and the published stem.')
+                              f'{len(extra)} of the file have no place. ImageNet weights need width=1 and depth=1.')
     module.load_state_dict({k: state[k] for k in own})
     return module
