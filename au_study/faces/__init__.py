@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/faces/index.ipynb #37608c0b
-from .alignment import FivePointCrop, LandmarkBoxCrop, ProcrustesCrop, crop_faces, five_point, procrustes_mean, similarity, transform_points
+from .alignment import EyeLineCrop, FivePointCrop, LandmarkBoxCrop, ProcrustesCrop, crop_faces, five_point, procrustes_mean, similarity, transform_points
 from .cache import CropCache, CropCacheError
 from .faceset import DatasetCard, FaceSet, FaceSetError
 from .frames import KEYS, FrameTableError, check_frames, label_columns, occurrence, read_frames, write_frames
@@ -16,7 +16,7 @@ from .statistics import label_statistics, pcc, segments
 # %% ../../nbs/faces/index.ipynb #c586d930
 __all__ = ["KEYS", "FrameTableError", "check_frames", "label_columns", "occurrence", "read_frames", "write_frames", "segments", "label_statistics", "pcc",
            "DatasetCard", "FaceSet", "FaceSetError", "Detection", "GivenLandmarks", "DlibDetector", "WorldDetector",
-           "FivePointCrop", "LandmarkBoxCrop", "ProcrustesCrop", "crop_faces", "five_point", "procrustes_mean", "similarity", "transform_points",
+           "FivePointCrop", "EyeLineCrop", "LandmarkBoxCrop", "ProcrustesCrop", "crop_faces", "five_point", "procrustes_mean", "similarity", "transform_points",
            "CropCache", "CropCacheError", "Augment"]
 
 # %% ../../nbs/faces/index.ipynb #1bf808e0

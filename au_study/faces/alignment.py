@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_SHAPE', 'similarity', 'transform_points', 'invert', 'five_point', 'canonical', 'FivePointCrop',
-           'LandmarkBoxCrop', 'procrustes_mean', 'ProcrustesCrop', 'warp_images', 'crop_faces']
+           'LandmarkBoxCrop', 'procrustes_mean', 'ProcrustesCrop', 'EyeLineCrop', 'warp_images', 'crop_faces']
 
 # %% ../../nbs/faces/40_alignment.ipynb #d8a30344
 import hashlib
@@ -17,7 +17,7 @@ from ..facs import FLIP_PERMUTATION, schematic_face
 
 # %% ../../nbs/faces/40_alignment.ipynb #9a2fb3b5
 __all__ = ["similarity", "transform_points", "invert", "five_point", "canonical", "procrustes_mean", "MEAN_SHAPE",
-           "FivePointCrop", "LandmarkBoxCrop", "ProcrustesCrop", "warp_images", "crop_faces"]
+           "FivePointCrop", "EyeLineCrop", "LandmarkBoxCrop", "ProcrustesCrop", "warp_images", "crop_faces"]
 
 # %% ../../nbs/faces/40_alignment.ipynb #c9e055c0
 def similarity(
@@ -181,6 +181,32 @@ class ProcrustesCrop:
     ) -> np.ndarray:  # [N, 2, 3]
         "One matrix a face."
         return similarity(landmarks, _placed(MEAN_SHAPE if self.mean is None else self.mean, self.size, self.scale, self.down))
+
+# %% ../../nbs/faces/40_alignment.ipynb #440a1fd0
+@dataclass(frozen=True)
+class EyeLineCrop:
+    "Level eyes, and a square around the five points (JAANet, released code; used for most numbers on BP4D and DISFA)."
+    size: int = 200  # side of the crop, pixels
+    factor: float = 2.9  # side of the crop, in the larger extent of the five points
+
+    @property
+    def id(self) -> str:
+        "Name of the recipe, for results."
+        return f"eye-line/{self.size}px/factor{self.factor:g}/v1"
+
+    def matrices(self,
+        landmarks: np.ndarray,  # [N, 68, 2] in image pixels
+    ) -> np.ndarray:  # [N, 2, 3]
+        "One matrix a face."
+        points = five_point(np.asarray(landmarks, dtype=np.float64))
+        turn = similarity(points[:, :2], [[-.5, 0], [.5, 0]])[:, :, :2]
+        turn = turn / np.linalg.norm(turn[:, :, :1], axis=1, keepdims=True)  # rotation only
+        level = points @ np.swapaxes(turn, 1, 2)
+        low, high = level.min(1), level.max(1)
+        side = self.factor * (high - low).max(-1)
+        zoom = ((self.size - 1) / side)[:, None, None]
+        corner = (low + high) / 2 - side[:, None] / 2
+        return np.concatenate([zoom * turn, -zoom * corner[..., None]], -1)
 
 # %% ../../nbs/faces/40_alignment.ipynb #48889d0d
 def _shrink(image, matrix, box):
