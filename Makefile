@@ -18,9 +18,9 @@ ARGS ?=
 WORKERS ?= 2
 
 ifeq ($(strip $(AU_STUDY_PYTHON)),)
-RUN = $(abspath $(VENV))/bin/python
+RUN = PATH="$(abspath $(VENV))/bin:$$PATH" $(abspath $(VENV))/bin/python
 SETUP = @test -n "$(PYTHON)" || { echo "au_study: no Python 3.11 to 3.13 found (tried $(CANDIDATES)). Name one: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }; \
-        $(PYTHON) tools/environment.py "$(VENV)" --constraints "$(CONSTRAINTS)"
+        "$(PYTHON)" tools/environment.py "$(VENV)" --constraints "$(CONSTRAINTS)"
 else
 RUN = $(AU_STUDY_PYTHON)
 SETUP = @$(AU_STUDY_PYTHON) tools/environment.py --check
@@ -34,7 +34,7 @@ unexport PYTHONPATH PYTHONHOME
 .PHONY: help setup reproduce test lint docs notebooks readme export hooks clean distclean
 
 help:  ## list the targets
-	@echo "au_study: facial Action Unit recognition, five papers as notebooks. Targets:"; echo
+	@echo "au_study: facial Action Unit recognition, papers as notebooks. Targets:"; echo
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo; echo "Settings: PYTHON=python3.12  VENV=.venv  AU_STUDY_PYTHON=(your own environment)  STUDIES=...  PROFILE=smoke|quick|full  CORES=2  WORKERS=2"
 

@@ -26,6 +26,7 @@ MAX_KB = 200
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mp4", ".avi", ".mov", ".npy", ".npz"}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])(?:/(?:home|Users|root|work|tmp|mnt|media|opt|var|scratch|data|private)/[\w.-]|[A-Z]:\\\\?\w)")
+NOT_OURS = {".venv", ".git", "_docs", "_proc", "build", "results", "cache", "runs", "__pycache__", "au_study.egg-info"}  # where git cannot say
 READS_PICTURE = re.compile(r"\b(?:imread|Image\.open|VideoCapture|decode_image|read_image|filename=)")
 SUBJECT_ID = re.compile(r"(?<![A-Za-z0-9])(?:[FM]0\d\d|SN0\d\d)(?![A-Za-z0-9])")  # BP4D and BP4D+, DISFA
 MAY_NAME_SUBJECTS = "data_manifests/splits/"
@@ -238,7 +239,7 @@ def tracked_files(root: Path = ROOT) -> list[str]:
     "Files in git and files that git would add."
     listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True)
     if listed.returncode:  # not a git checkout, such as a downloaded archive
-        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and not {".venv", ".git"} & set(p.parts))
+        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and not NOT_OURS & set(p.relative_to(root).parts))
     return sorted(name for name in set(listed.stdout.splitlines()) if (root / name).exists())
 
 
