@@ -145,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f'au-study: {e}', file=sys.stderr)
         return 2
     except BrokenPipeError: return 0
+    except KeyboardInterrupt: return 130
 
 # %% ../../nbs/study/60_cli.ipynb #5fd6c2ed
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())   # not in a notebook

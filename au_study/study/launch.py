@@ -135,7 +135,7 @@ def gpu_place(
             time.sleep(0.5)
 
 # %% ../../nbs/study/35_launch.ipynb #e616317f
-KINDS = {'data': ('data.ipynb', 'data.json', 'frames.parquet'),
+KINDS = {'data': ('data.ipynb', 'data.json', 'place.json', 'frames.parquet'),
          'runs': ('run.ipynb', 'run.json', 'scores.parquet', 'metrics.json', 'environment.json', 'timing.json', 'weights'),
          'studies': ('study.ipynb', 'table.csv', 'table.md')}
 
@@ -185,7 +185,7 @@ def launch(
     began = time.monotonic()
     with claim(place['work'] / 'lock', what=name):
         if place['final'].is_dir(): _mark(place); return 0
-        check_parameters(_notebook(command), yaml.safe_load(place['parameters'].read_text(encoding='utf-8')))
+        if not os.environ.get('AU_STUDY_CHECKED'): check_parameters(_notebook(command), yaml.safe_load(place['parameters'].read_text(encoding='utf-8')))
         shutil.rmtree(place['out'], ignore_errors=True)
         for p in (place['out'], place['log'].parent): p.mkdir(parents=True, exist_ok=True)
         with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '') as gpu:

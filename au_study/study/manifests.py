@@ -83,6 +83,7 @@ class Profile:
     threads: int = 1                                 # CPU threads of one run
     runs_per_gpu: int = 1                            # runs that share one GPU, where there is one
     n_boot: int = 1000                               # bootstrap draws of an interval
+    labels: str = 'full'                             # tables about labels alone: 'full' cohort of the world, or its 'own' sizes
     minutes: float | None = None                     # measured duration of the default batch, for a first estimate
     world: dict = field(default_factory=dict)        # sizes of the face world
     estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides

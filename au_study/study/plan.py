@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 import au_study
-from .data import data_folds, data_id, data_spec, digest
+from .data import data_folds, data_id, data_spec, data_version, digest
 from .launch import places
 from .manifests import Profile, Study, load_profile, load_study, project_root
 from .protocol import protocol_of
@@ -111,10 +111,11 @@ def _add_run(plan, run, store, row):
 def _add_study(plan, study, name, rows, data, profile, store):
     "Add the notebook that makes a study's table."
     content = [json.loads(json.dumps(asdict(study))), rows, data, profile.n_boot, harness_hash(), _published_bytes(study)]
+    if study.kind == 'statistics': content += [profile.labels, *(data_version(plan.data[d]['spec']) for d in data)]   # no run tells which data it was
     key = f'{study.name}-{profile.name}-{digest(content)}'
     given = {'study': name, 'rows': rows, 'data': data, 'profile': profile.name, 'n_boot': profile.n_boot, 'source': plan.source,
              'results': str(store.root), 'out': str(places('studies', key, store.root)['out'])}
-    if study.kind == 'statistics': given = {k: v for k, v in given.items() if k != 'rows'} | {'data': plan.data[data[0]]['spec']}
+    if study.kind == 'statistics': given = {k: v for k, v in given.items() if k != 'rows'} | {'data': plan.data[data[0]]['spec'], 'labels': profile.labels}
     plan.studies[key] = {'study': study.name, 'kind': study.kind, 'paper': study.paper, 'table': study.table, 'title': study.title, 'rows': rows, 'data': data,
                          'notebook': {'scores': 'table', 'statistics': 'statistics'}[study.kind], 'parameters': given}
 

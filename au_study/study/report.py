@@ -21,7 +21,7 @@ from .manifests import Study, load_study, results_root
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore, held
-from .tables import WORDS, caveat, per_au, summary, write_whole
+from .tables import WORDS, caveat, paper_name, per_au, write_whole
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
 def state(
@@ -84,7 +84,7 @@ def cost_table(
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #fff; --line: #d0d7de; --band: #f6f8fa; --world: #0550ae; --real: #116329; --quoted: #6e7781; --bad: #b3261e; --good: #116329; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1; --paper: #0d1117; --line: #30363d; --band: #161b22; --world: #79c0ff; --real: #7ee787; --quoted: #9da7b1; --bad: #ff8f87; --good: #7ee787; } }
-* { box-sizing: border-box } body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 1080px; padding: 24px 20px 80px }
+* { box-sizing: border-box } body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 1260px; padding: 24px 20px 80px }
 h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 20px; margin: 40px 0 4px; border-top: 1px solid var(--line); padding-top: 20px } h3 { font-size: 15px; margin: 18px 0 6px }
 p, li { max-width: 78ch } .soft { color: var(--soft) } a { color: var(--world) } code { font-size: 12.5px; background: var(--band); padding: 1px 4px; border-radius: 4px; overflow-wrap: anywhere }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; margin: 8px 0 } th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
@@ -144,7 +144,7 @@ def averages_html(study: Study, table: pd.DataFrame) -> str:
         cells.append([_e(r.row), f'<td>{tag(r.kind)}</td>', f'<td class="measured {c}">{_n(r.measured)}</td>', f'<td class="{c}">{interval_bar(r.measured, r.low, r.high, start, stop)} '
                       + (f'{_n(r.low)} … {_n(r.high)}' if pd.notna(r.low) else '–') + '</td>', f'<td class=quoted>{_n(r.published)}</td>', f'<td>{_n(r.difference, True)}</td>',
                       f'<td class=soft>{own}</td>' if own else pair, f'<td class=soft>{_n(r.auc)}</td>', f'<td class=soft>{_n(r.always_positive)}</td>'])
-    return html_table(['row', 'what', 'measured F1 %', '95 % interval over subjects', 'published F1 %', 'difference', f'vs {study.reference} (paired)', 'AUC %', 'always yes'], cells)
+    return html_table(['row', 'what', 'measured F1 %', '95 % interval over subjects', 'published F1 %', 'measured − published', f'vs {study.reference} (paired)', 'AUC %', 'always yes'], cells)
 
 # %% ../../nbs/study/50_report.ipynb #2a4ae5b5
 def wide_html(table: pd.DataFrame, column: str) -> str:
@@ -157,7 +157,7 @@ def statistics_html(table: pd.DataFrame) -> str:
     "Items of a statistics table, published beside measured."
     cells = [[_e(r.row), f'<td>{_e(r.item)}</td>', f'<td>{tag(r.kind)}</td>', f'<td class="measured {KIND_CLASS[r.kind]}">{_n(r.measured)}</td>',
               f'{_n(r.low)} … {_n(r.high)}' if pd.notna(r.low) else '–', f'<td class=quoted>{_n(r.published)}</td>', _n(r.difference, True)] for r in table.itertuples()]
-    return html_table(['row', 'item', 'what', 'measured', '95 % interval over subjects', 'published', 'difference'], cells)
+    return html_table(['row', 'item', 'what', 'measured', '95 % interval over subjects', 'published', 'measured − published'], cells)
 
 # %% ../../nbs/study/50_report.ipynb #b196484d
 def study_html(
@@ -168,7 +168,7 @@ def study_html(
     note: str = '',              # HTML: how far its runs are
 ) -> str:
     "A section of the page."
-    parts = [f'<h2 id="{_e(study.name)}">{_e(study.paper)} Table {_e(study.table)}: {_e(study.title)}</h2>']
+    parts = [f'<h2 id="{_e(study.name)}">{_e(paper_name(study.paper))}, Table {_e(study.table)}: {_e(study.title)}</h2>']
     if table is None: return ''.join([*parts, f'<p class=soft>{_e({"missing": "Waits for its runs.", "running": "Being put together.", "failed": "Failed; see above."}.get(status, ""))}</p>', note])
     parts.append(f'<p>{_e(caveat(study, table))}</p>')
     if study.kind == 'scores':
@@ -233,7 +233,7 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
     seen, parts = states(plan, results), []
     what = 'the face world' if plan.source == 'world' else f'data in {Path(plan.source).name}'
     parts.append(f'<h1>{_e(plan.profile)} profile, {_e(what)}</h1>' + progress_html(plan, seen, results, slots, running) + failures_html(plan, seen, results))
-    parts.append('<p>' + ' · '.join(f'<a href="#{_e(e["study"])}">{_e(e["paper"])} Table {_e(e["table"])}</a>' for e in plan.studies.values()) + '</p>' + LEGEND)
+    parts.append('<p>' + ' · '.join(f'<a href="#{_e(e["study"])}">{_e(paper_name(e["paper"]))} Table {_e(e["table"])}</a>' for e in plan.studies.values()) + '</p>' + LEGEND)
     for name, entry in plan.studies.items():
         final = places('studies', name, results)['final']
         table = pd.read_csv(final / 'table.csv') if final.is_dir() else None

@@ -85,9 +85,10 @@ def make_estimator(
     if 'trainer' not in todo and getattr(model, 'trainer', 0) is None: model.set_params(trainer=model.trainer_in_use())   # its defaults in full
     for key in sorted(todo, key=lambda k: k.count('__')):
         value = todo[key]
-        known = model.get_params(deep=True)
-        if key not in known: check_keys([key], [k for k in known], f'estimator {name}')
-        model.set_params(**{key: _load(value['class'])() if isinstance(value, dict) and 'class' in value else value})
+        try: model.set_params(**{key: _load(value['class'])() if isinstance(value, dict) and 'class' in value else value})
+        except ValueError:
+            check_keys([key], model.get_params(deep=True), f'estimator {name}')
+            raise
     return model
 
 # %% ../../nbs/study/30_runs.ipynb #b7f07524
@@ -120,7 +121,8 @@ class Run:
     @property
     def name(self) -> str:
         "Readable part of the id."
-        return f'{self.label or self.estimator}-{self.data["dataset"]}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
+        size = '' if self.data['resolution'] == 1 else f"-x{self.data['resolution']:g}"
+        return f'{self.label or self.estimator}-{self.data["dataset"]}{size}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
 
     @property
     def id(self) -> str:

@@ -1,0 +1,240 @@
+"The study harness across notebooks: ids, store, writers, parameters, and a batch that is stopped, killed and resumed."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from au_study.batches import blob_faces
+from au_study.study.batch import check_notebooks
+from au_study.study.launch import UnknownParameter, check_parameters
+from au_study.study.manifests import ManifestError, load_study, study_names
+from au_study.study.plan import make_plan
+from au_study.study.protocol import ProtocolMismatch, one_protocol, protocol_of
+from au_study.study.runs import FILES, Busy, RunStore, claim, make_run, parent_of, publish
+from au_study.study.tables import published_values
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+TINY = "tiny_estimator:Tiny"
+SPEC = {"source": "folder", "dataset": "blobs", "fingerprint": "0", "resolution": 1.0}
+RULES = protocol_of({"split": "blobs-2fold", "aus": [4, 12], "crop": "none"})
+
+
+def run(**changes):
+    given = {"estimator": TINY, "params": {"seconds": 0.5}, "data": SPEC, "protocol": RULES, "fold": 0, "seed": 0, "profile": "smoke", **changes}
+    return make_run(**given)
+
+
+# --- ids ---------------------------------------------------------------------------------------------------------------------------
+
+def test_run_id_is_the_same_in_another_process():
+    code = ("import sys; sys.path[:0] = [%r]; import test_study as t; print(t.run().id)" % str(HERE))
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout.strip() == run().id
+
+
+@pytest.mark.parametrize("changes", [
+    {"estimator": "prior", "params": {}}, {"params": {"seconds": 0.6}}, {"params": {"seconds": 0.5, "trainer__epochs": 9}}, {"params": {"seconds": 0.5, "shift": 1.0}},
+    {"data": {**SPEC, "fingerprint": "1"}}, {"data": {**SPEC, "resolution": 0.5}}, {"fold": 1}, {"seed": 1}, {"profile": "quick"},
+    *({"protocol": replace(RULES, **d)} for d in ({"split": "x"}, {"aus": (4,)}, {"threshold": 2}, {"crop": "paper"}, {"score_threshold": 0.4}, {"selection": "last"}))])
+def test_run_id_is_sensitive_to_every_field(changes):
+    assert run(**changes).id != run().id
+
+
+@pytest.mark.parametrize("params", [{"seconds": 0.5, "shift": 0.0}, {"seconds": 0.5, "trainer": {"epochs": 3}}, {"seconds": 0.5, "trainer__threads": 7}])
+def test_run_id_ignores_what_changes_nothing(params):
+    assert run(params=params).id == run().id
+
+
+def test_unknown_estimator_parameter_is_an_error():
+    with pytest.raises(ManifestError, match="did you mean 'seconds'"): run(params={"secnods": 1})
+
+
+# --- store -------------------------------------------------------------------------------------------------------------------------
+
+def test_store_shows_a_run_whole_or_not_at_all(tmp_path):
+    store, staged = RunStore(tmp_path), tmp_path / "work/runs/a/out"
+    staged.mkdir(parents=True)
+    for name in FILES[:-1]: (staged / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match="weights missing"): publish(staged, store.path("a"), FILES)
+    assert not store.path("a").exists() and store.state("a") == "missing"
+    (staged / "weights").mkdir()
+    publish(staged, store.path("a"), FILES)
+    assert store.state("a") == "done" and not staged.exists()
+    staged.mkdir(parents=True)
+    (staged / "x").write_text("")
+    with pytest.raises(OSError): publish(staged, store.path("a"))
+    assert {p.name for p in store.path("a").iterdir()} == set(FILES)
+
+
+def test_two_writers_never_meet(tmp_path):
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", f"import time; from au_study.study.runs import claim\nwith claim({str(lock)!r}): print('held', flush=True); time.sleep(60)"],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {holder.pid}"):
+            with claim(lock): pass
+        holder.kill()
+        holder.wait()
+        with claim(lock, wait=5): pass      # the system released it
+    finally:
+        holder.kill()
+
+
+# --- parameters and manifests ------------------------------------------------------------------------------------------------------
+
+def test_unknown_notebook_parameter_is_an_error(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("fold = 0", metadata={"tags": ["parameters"]})],
+                                           metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    check_parameters(tmp_path / "a.ipynb", ["fold"])
+    with pytest.raises(UnknownParameter, match="did you mean 'fold'"): check_parameters(tmp_path / "a.ipynb", ["flod"])
+    del notebook.cells[0].metadata["tags"]
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    with pytest.raises(UnknownParameter, match="no cell is tagged"): check_parameters(tmp_path / "a.ipynb", ["fold"])
+
+
+def test_every_study_plans_and_fits_its_notebooks(tmp_path):
+    plan = make_plan(study_names(), "smoke", results=tmp_path)
+    check_notebooks(plan)
+    shared = [r for r in plan.runs.values() if len({row.split("/")[0] for row in r["rows"]}) > 1]
+    assert len(shared) >= 2, "Tables 5 and 6 of AU R-CNN share their 512-pixel runs"
+
+
+def test_every_row_has_its_published_numbers():
+    for name in study_names():
+        study = load_study(name)
+        for row in study.rows:
+            printed = published_values(study, row)
+            assert {"Avg", *(f"AU{a}" for a in study.protocol["aus"])} <= set(printed), f"{name}, {row.name}"
+
+
+def test_protocols_do_not_mix():
+    with pytest.raises(ProtocolMismatch, match="threshold: 1.0 / 2"): one_protocol([RULES, replace(RULES, threshold=2)])
+
+
+# --- predict-only ------------------------------------------------------------------------------------------------------------------
+
+def test_predict_only_parameters_share_a_training(tmp_path):
+    child = run(params={"seconds": 0.5, "shift": 2.0})
+    assert parent_of(child).id == run().id and parent_of(run()) is None
+    mean = run(estimator="au_rcnn", params={"test_boxes": "mean"})
+    assert parent_of(mean).id == run(estimator="au_rcnn", params={}).id
+
+
+# --- a whole batch -----------------------------------------------------------------------------------------------------------------
+
+STUDY = """
+paper: au_rcnn
+table: 5
+title: a tiny batch
+dataset: blobs
+reference: plain
+protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
+rows:
+  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.15}}
+  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.15, shift: 0.5}}
+  quoted: {published_only: not ours}
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    blob_faces(6, 20, seed=1).save(tmp_path / "data" / "blobs")
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    (tmp_path / "small.yaml").write_text("title: two folds, one seed\nn_boot: 50\n")
+    return tmp_path
+
+
+def call(place, results, study="tiny.yaml", *more):
+    "The command line of a batch."
+    return [sys.executable, "-m", "au_study.study.cli", "reproduce", str(place / study), "--profile", str(place / "small.yaml"), "--data", str(place / "data"),
+            "--results", str(place / results), "--cores", "2", *more]
+
+
+def environment(place):
+    return {**os.environ, "PYTHONPATH": str(HERE), "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
+
+
+def below(place):
+    "Processes that still work on a results folder."
+    def mine(p):
+        try: return str(place) in " ".join(p.cmdline()) + p.cwd()
+        except psutil.Error: return False
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and mine(p)]
+
+
+def wait_for(condition, seconds, what):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def tables(place, results):
+    return {p.name: p.read_bytes() for p in sorted((place / results / "tables").rglob("tiny.*")) if "cost" not in p.name}
+
+
+def codes(place, results):
+    return {json.loads(p.read_text())["code"] for p in (place / results / "runs").glob("*/metrics.json")}
+
+
+def test_stopped_and_killed_batches_end_in_the_same_tables(place):
+    env, results = environment(place), place / "broken"
+    whole = subprocess.run(call(place, "whole"), env=env, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert set(tables(place, "whole")) == {"tiny.csv", "tiny.md"}
+
+    def training(): return any((results / "work/runs").glob("*/train/*"))
+    first = subprocess.Popen(call(place, "broken"), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(training, 240, "a training to begin")
+    second = subprocess.run(call(place, "broken"), env=env, capture_output=True, text=True)
+    assert second.returncode == 2 and "being worked on by process" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 130 and "goes on from there" in said, said
+    wait_for(lambda: not below(results), 15, "all processes to end after SIGTERM")
+
+    killed = subprocess.Popen(call(place, "broken"), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    before = {p: p.stat().st_mtime_ns for p in (results / "work/runs").glob("*/train/*")}
+    wait_for(lambda: any(p.stat().st_mtime_ns != before.get(p) for p in (results / "work/runs").glob("*/train/*") if p.exists()) or any((results / "runs").glob("*")), 240, "a resumed training")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: not below(results), 15, "all processes to end after the driver was killed")
+    assert not tables(place, "broken")
+
+    resumed = subprocess.run(call(place, "broken"), env=env, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+
+    stamps = {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
+    again = subprocess.run(call(place, "broken"), env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and "Nothing to do" in again.stdout
+    assert stamps == {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
+
+    page = (results / "index.html").read_text()
+    assert "published only" in page and "face world" in page and 'http-equiv="refresh"' not in page and "http://" not in page and "https://" not in page
+    child = next((results / "runs").glob("*f0*/weights/parent.json"))
+    assert (results / "runs" / json.loads(child.read_text())["run"] / "weights/weights.safetensors").exists()
+
+    if codes(place, "whole") != codes(place, "broken"): pytest.skip("the sources were edited while the batches ran, and tables name the code that made them")
+    assert tables(place, "broken") == tables(place, "whole")
+
+
+def test_a_failing_run_does_not_stop_the_others(place):
+    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.15", "seconds: 0.0"))
+    done = subprocess.run(call(place, "results"), env=environment(place), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RuntimeError: this estimator fails on purpose" in done.stderr and "run.ipynb" in done.stderr
+    plan = json.loads(next((place / "results/plans").glob("*.json")).read_text())
+    states = [RunStore(place / "results").state(r) for r in plan["runs"]]
+    assert sorted(states) == ["done", "done", "failed", "failed"] and not tables(place, "results")
+    assert "fails on purpose" in (place / "results/index.html").read_text()
