@@ -17,7 +17,7 @@ from .statistics import label_statistics, pcc, segments
 __all__ = ["KEYS", "FrameTableError", "check_frames", "label_columns", "occurrence", "read_frames", "write_frames", "segments", "label_statistics", "pcc",
            "DatasetCard", "FaceSet", "FaceSetError", "Detection", "GivenLandmarks", "DlibDetector", "WorldDetector",
            "FivePointCrop", "EyeLineCrop", "LandmarkBoxCrop", "ProcrustesCrop", "crop_faces", "five_point", "procrustes_mean", "similarity", "transform_points",
-           "CropCache", "CropCacheError", "Augment"]
+           "CropCache", "CropCacheError", "Augment"]  # noqa: F822
 
 # %% ../../nbs/faces/index.ipynb #1bf808e0
 def __getattr__(name):

@@ -26,11 +26,15 @@ def similarity(
 ) -> np.ndarray:  # [N, 2, 3] float64 matrices ([2, 3] if both are [P, 2])
     "Least-squares rotation, scale and shift for each face (Umeyama 1991, without reflection); raises ValueError if all points of a face coincide."
     s, d = (np.asarray(p, dtype=np.float64) for p in (src, dst))
-    if s.shape[-2:] != d.shape[-2:] or s.shape[-1] != 2: raise ValueError(f"Points have shapes {s.shape} and {d.shape}; expected [N, P, 2] with the same P.")
+    if s.shape[-2:] != d.shape[-2:] or s.shape[-1] != 2:
+        raise ValueError(f"Points have shapes {s.shape} and {d.shape}; expected [N, P, 2] with the same P.")
     s, d = s[..., 0] + 1j * s[..., 1], d[..., 0] + 1j * d[..., 1]
     s0, d0 = s.mean(-1, keepdims=True), d.mean(-1, keepdims=True)
     spread = (np.abs(s - s0) ** 2).sum(-1)
-    if not (spread > 1e-12).all(): raise ValueError(f"The points of face {np.argmin(spread)} coincide or are not finite; a similarity needs two different points. Check its landmarks.")
+    if not (spread > 1e-12).all():
+        raise ValueError(
+            f"The points of face {np.argmin(spread)} coincide or are not finite; a similarity needs two different points. "
+            "Check its landmarks.")
     a = (np.conj(s - s0) * (d - d0)).sum(-1) / spread
     b = d0[..., 0] - a * s0[..., 0]
     return np.stack([np.stack([a.real, -a.imag, b.real], -1), np.stack([a.imag, a.real, b.imag], -1)], -2)
@@ -241,11 +245,13 @@ def warp_images(
     border: int | str = 0,  # grey value outside the image, or 'edge' to repeat its border
 ) -> np.ndarray:  # uint8 [N, size, size, 3]
     "Warp each image by its matrix, anti-aliased; raises ValueError for images that are not uint8 RGB."
-    if len(images) != len(matrices): raise ValueError(f"{len(images)} images and {len(matrices)} matrices; expected one matrix an image.")
+    if len(images) != len(matrices):
+        raise ValueError(f"{len(images)} images and {len(matrices)} matrices; expected one matrix an image.")
     out = np.empty((len(images), size, size, 3), dtype=np.uint8)
     for i, (image, matrix) in enumerate(zip(images, matrices)):
         image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3: raise ValueError(f"Image {i} is {image.dtype} with shape {image.shape}; expected uint8 [H, W, 3] in RGB order.")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"Image {i} is {image.dtype} with shape {image.shape}; expected uint8 [H, W, 3] in RGB order.")
         out[i] = _warp(image, matrix, size, border)
     return out
 
@@ -258,7 +264,8 @@ def crop_faces(
 ) -> tuple[np.ndarray, np.ndarray]:  # crops uint8 [N, S, S, 3], landmarks float32 [N, 68, 2] in crop pixels
     "Cut faces by a recipe and send their landmarks through the same matrices."
     landmarks = np.asarray(landmarks)
-    if landmarks.ndim != 3 or landmarks.shape[1:] != (68, 2): raise ValueError(f"Landmarks have shape {landmarks.shape}; expected [N, 68, 2].")
+    if landmarks.ndim != 3 or landmarks.shape[1:] != (68, 2):
+        raise ValueError(f"Landmarks have shape {landmarks.shape}; expected [N, 68, 2].")
     matrices = recipe.matrices(landmarks)
     moved = transform_points(matrices, landmarks.astype(np.float64)).astype(np.float32)
     return warp_images(images, matrices, recipe.size, border), moved

@@ -126,18 +126,27 @@ class Augment(BaseEstimator):
 def _check_augment(self, images, landmarks, boxes):
     "Refuse parameters and tensors that would quietly do something else."
     for name in ("flip", "blur", "jpeg", "dropout"):
-        if not 0 <= getattr(self, name) <= 1: raise ValueError(f"Augment({name}={getattr(self, name)}) is no probability; expected 0 to 1.")
+        if not 0 <= getattr(self, name) <= 1:
+            raise ValueError(f"Augment({name}={getattr(self, name)}) is no probability; expected 0 to 1.")
     for name, top in (("rotation", 180), ("shift", 1), ("scale", .99)):
-        if not 0 <= getattr(self, name) <= top: raise ValueError(f"Augment({name}={getattr(self, name)}) is out of range; expected 0 to {top} ({'degrees' if name == 'rotation' else 'a share'}).")
+        if not 0 <= getattr(self, name) <= top:
+            raise ValueError(
+                f"Augment({name}={getattr(self, name)}) is out of range; expected 0 to {top} "
+                f"({'degrees' if name == 'rotation' else 'a share'}).")
     for name in ("blur_sigma", "jpeg_quality", "dropout_holes", "dropout_size"):
         low, high = getattr(self, name)
         if not 0 < low <= high: raise ValueError(f"Augment({name}=({low}, {high})) is no range; expected 0 < low <= high.")
-    if self.padding not in ("border", "zeros", "reflection"): raise ValueError(f"Augment(padding={self.padding!r}); expected 'border', 'zeros' or 'reflection'.")
-    if not images.is_floating_point(): raise ValueError(f"Images are {images.dtype}; expected float in 0..1 (images.float() / 255).")
-    if images.ndim not in (4, 5) or images.shape[-3] != 3 or images.shape[-1] != images.shape[-2]: raise ValueError(f"Images have shape {tuple(images.shape)}; expected [B, 3, S, S] or [B, T, 3, S, S].")
+    if self.padding not in ("border", "zeros", "reflection"):
+        raise ValueError(f"Augment(padding={self.padding!r}); expected 'border', 'zeros' or 'reflection'.")
+    if not images.is_floating_point():
+        raise ValueError(f"Images are {images.dtype}; expected float in 0..1 (images.float() / 255).")
+    if images.ndim not in (4, 5) or images.shape[-3] != 3 or images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"Images have shape {tuple(images.shape)}; expected [B, 3, S, S] or [B, T, 3, S, S].")
     lead = images.shape[:-3]
-    if landmarks.shape != (*lead, 68, 2): raise ValueError(f"Landmarks have shape {tuple(landmarks.shape)}; expected {(*lead, 68, 2)}.")
-    if boxes is not None and (boxes.shape[:len(lead)] != lead or boxes.shape[-1] != 4): raise ValueError(f"Boxes have shape {tuple(boxes.shape)}; expected {(*lead, 'R', 4)}.")
+    if landmarks.shape != (*lead, 68, 2):
+        raise ValueError(f"Landmarks have shape {tuple(landmarks.shape)}; expected {(*lead, 68, 2)}.")
+    if boxes is not None and (boxes.shape[:len(lead)] != lead or boxes.shape[-1] != 4):
+        raise ValueError(f"Boxes have shape {tuple(boxes.shape)}; expected {(*lead, 'R', 4)}.")
 
 # %% ../../nbs/faces/60_augment.ipynb #40b5460f
 def _draw(self, n, size, generator):
@@ -198,7 +207,8 @@ def __call__(
     generator: torch.Generator | None = None,  # CPU generator, advanced by the call
 ):  # (images, landmarks), and boxes if they were given: new tensors of the same shape, type and device
     "Augment a batch; raises ValueError for wrong shapes or parameters."
-    if (seed is None) == (generator is None): raise ValueError("Give either a seed or a generator, so that the run can be repeated.")
+    if (seed is None) == (generator is None):
+        raise ValueError("Give either a seed or a generator, so that the run can be repeated.")
     _check_augment(self, images, landmarks, boxes)
     generator = generator if generator is not None else torch.Generator().manual_seed(int(seed))
     still = images.ndim == 4

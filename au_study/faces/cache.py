@@ -47,7 +47,9 @@ class CropCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / ".lock", "w")
         try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: self._lock.close(); raise CropCacheError(f"Another process is writing to {self.folder}. Wait for it, or choose another folder.") from None
+        except OSError:
+            self._lock.close()
+            raise CropCacheError(f"Another process is writing to {self.folder}. Wait for it, or choose another folder.") from None
         try: self._resume()
         except BaseException: self.close(); raise
 
@@ -77,13 +79,19 @@ def _resume(self: CropCache):
     journal = self.folder / "journal.json"
     self._state = json.loads(journal.read_text()) if journal.exists() else dict(mine, rows=0, finished=False)
     other = {k: (self._state[k], v) for k, v in mine.items() if self._state[k] != v}
-    if other: raise CropCacheError(f"{self.folder} was begun with other settings: " + "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in other.items()) + ". Delete the folder, or choose another.")
+    if other:
+        differ = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in other.items())
+        raise CropCacheError(f"{self.folder} was begun with other settings: {differ}. Delete the folder, or choose another.")
     for name, (dtype, shape) in self.streams.items():
         path = self.folder / f"{name}{'.npy' if self.finished else '.part'}"
-        if not self.finished and not path.exists() and (moved := self.folder / f"{name}.npy").exists(): os.replace(moved, path)  # killed inside finish
+        moved = self.folder / f"{name}.npy"
+        if not self.finished and not path.exists() and moved.exists(): os.replace(moved, path)  # killed inside finish
         need = _HEADER + self.done * _row_bytes(dtype, shape)
         have = path.stat().st_size if path.exists() else 0
-        if have < need and self.done: raise CropCacheError(f"{path} has {have} bytes, its journal says {need} or more: the file was changed. Delete {self.folder} and start again.")
+        if have < need and self.done:
+            raise CropCacheError(
+                f"{path} has {have} bytes, its journal says {need} or more: the file was changed. Delete {self.folder} and "
+                "start again.")
         if self.finished: continue
         self._files[name] = f = open(path, "r+b" if path.exists() else "w+b")
         f.truncate(need); f.seek(need)
@@ -118,12 +126,17 @@ def append(
     landmarks: np.ndarray | None = None,  # float [n, 68, 2], if the cache stores landmarks
 ) -> None:
     "Add rows; they are safe once `done` counts them."
-    if self.finished: raise CropCacheError(f"{self.folder} is finished with {self.done} rows; nothing can be appended. Open it, or delete it to start again.")
+    if self.finished:
+        raise CropCacheError(f"{self.folder} is finished with {self.done} rows; nothing can be appended. Open it, or delete it to start again.")
     given = {"crops": crops} | ({} if landmarks is None else {"landmarks": landmarks})
-    if set(given) != set(self.streams): raise CropCacheError(f"The cache stores {sorted(self.streams)}, {sorted(given)} were given. Open it with landmarks={landmarks is not None}, or append both.")
+    if set(given) != set(self.streams):
+        raise CropCacheError(
+            f"The cache stores {sorted(self.streams)}, {sorted(given)} were given. Open it with "
+            f"landmarks={landmarks is not None}, or append both.")
     for name, (dtype, shape) in self.streams.items():
         a = np.asarray(given[name])
-        if a.shape != (len(crops), *shape) or (name == "crops" and a.dtype != np.uint8): raise CropCacheError(f"{name} have shape {a.shape} and type {a.dtype}; expected {dtype} {(len(crops), *shape)}.")
+        if a.shape != (len(crops), *shape) or (name == "crops" and a.dtype != np.uint8):
+            raise CropCacheError(f"{name} have shape {a.shape} and type {a.dtype}; expected {dtype} {(len(crops), *shape)}.")
         given[name] = a.astype(dtype, copy=True)  # the caller may reuse its buffer
     for name, a in given.items(): self._waiting[name].append(a)
     if sum(map(len, self._waiting["crops"])) >= self.chunk: self._flush()
@@ -137,7 +150,10 @@ def finish(
     "Complete the cache and open it; does nothing more when it is complete already."
     if not self.finished:
         self._flush()
-        if rows is not None and rows != self.done: raise CropCacheError(f"{self.folder} holds {self.done} rows, {rows} were expected. Append the missing ones, starting at row {self.done}.")
+        if rows is not None and rows != self.done:
+            raise CropCacheError(
+                f"{self.folder} holds {self.done} rows, {rows} were expected. Append the missing ones, starting at row "
+                f"{self.done}.")
         for name, (dtype, shape) in self.streams.items():
             f = self._files[name]
             f.seek(0); f.write(_npy_header(dtype, (self.done, *shape))); f.flush(); os.fsync(f.fileno()); f.close()
@@ -150,7 +166,8 @@ def finish(
 @patch
 def open(self: CropCache):  # crops, or (crops, landmarks): memory maps
     "Map the finished arrays."
-    if not self.finished: raise CropCacheError(f"{self.folder} is not finished: {self.done} rows so far. Append the rest and call finish().")
+    if not self.finished:
+        raise CropCacheError(f"{self.folder} is not finished: {self.done} rows so far. Append the rest and call finish().")
     arrays = [np.load(self.folder / f"{name}.npy", mmap_mode="r" if self.done else None) for name in self.streams]
     return tuple(arrays) if len(arrays) > 1 else arrays[0]
 

@@ -46,14 +46,16 @@ class DatasetCard:
     def __post_init__(self):
         object.__setattr__(self, "aus", tuple(int(a) for a in self.aus))
         object.__setattr__(self, "folds", tuple(tuple(map(str, f)) for f in self.folds))
-        tested = [s for f in self.folds for s in f]
-        problem = (f"AUs {self.aus} are empty or come twice" if not self.aus or len(set(self.aus)) < len(self.aus) else
-                   f"kind is {self.kind!r}, expected 'intensity' or 'occurrence'" if self.kind not in ("intensity", "occurrence") else
-                   f"threshold {self.threshold} lies outside (0, {5 if self.kind == 'intensity' else 1}] for kind {self.kind!r}"
-                   if not 0 < self.threshold <= (5 if self.kind == "intensity" else 1) else
-                   f"fps is {self.fps}, expected a positive number" if not self.fps > 0 else
-                   f"subjects {sorted({s for s in tested if tested.count(s) > 1})} are tested in more than one fold" if len(set(tested)) < len(tested) else "")
-        if problem: raise FaceSetError(f"Card of {self.name!r}: {problem}.")
+        tested, top = [s for f in self.folds for s in f], 5 if self.kind == "intensity" else 1
+        twice = sorted({s for s in tested if tested.count(s) > 1})
+        for wrong, sentence in (
+            (not self.aus or len(set(self.aus)) < len(self.aus), f"AUs {self.aus} are empty or come twice"),
+            (self.kind not in ("intensity", "occurrence"), f"kind is {self.kind!r}, expected 'intensity' or 'occurrence'"),
+            (not 0 < self.threshold <= top, f"threshold {self.threshold} lies outside (0, {top}] for kind {self.kind!r}"),
+            (not self.fps > 0, f"fps is {self.fps}, expected a positive number"),
+            (twice, f"subjects {twice} are tested in more than one fold"),
+        ):
+            if wrong: raise FaceSetError(f"Card of {self.name!r}: {sentence}.")
 
     def to_json(self) -> str:
         "Write the card as JSON."
@@ -87,7 +89,8 @@ class CropView:
         return pixels[(slice(None),) * (np.ndim(rows)) + rest] if rest else pixels
 
     def __array__(self, dtype=None, copy=None):
-        if copy is False: raise ValueError("The rows of a CropView must be gathered, so np.asarray copies; index single rows for views.")
+        if copy is False:
+            raise ValueError("The rows of a CropView must be gathered, so np.asarray copies; index single rows for views.")
         return np.asarray(self.source[self.rows], dtype=dtype)
 
 # %% ../../nbs/faces/20_faceset.ipynb #9254e863
@@ -103,12 +106,21 @@ def _take(crops, rows):
 # %% ../../nbs/faces/20_faceset.ipynb #f52c371c
 def _check_parts(n, crops, landmarks):
     "Refuse crops and landmarks that do not belong to `n` frames."
-    if not (len(crops) == len(landmarks) == n): raise FaceSetError(f"{n} frames, {len(crops)} crops and {len(landmarks)} landmark sets do not match; give one of each for every row of the frame table.")
-    if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3 or crops.dtype != np.uint8: raise FaceSetError(
-        f"Crops have shape {tuple(crops.shape)} and type {crops.dtype}; expected uint8 [N, S, S, 3] (square, RGB). Use au_study.faces.alignment.crop_faces to make them.")
-    if landmarks.shape[1:] != (68, 2): raise FaceSetError(f"Landmarks have shape {landmarks.shape}; expected [N, 68, 2] as (x, y) in crop pixels.")
+    if not (len(crops) == len(landmarks) == n):
+        raise FaceSetError(
+            f"{n} frames, {len(crops)} crops and {len(landmarks)} landmark sets do not match; give one of each for every row "
+            "of the frame table.")
+    if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3 or crops.dtype != np.uint8:
+        raise FaceSetError(
+            f"Crops have shape {tuple(crops.shape)} and type {crops.dtype}; expected uint8 [N, S, S, 3] (square, RGB). "
+            "Use au_study.faces.alignment.crop_faces to make them.")
+    if landmarks.shape[1:] != (68, 2):
+        raise FaceSetError(f"Landmarks have shape {landmarks.shape}; expected [N, 68, 2] as (x, y) in crop pixels.")
     bad = np.flatnonzero(~np.isfinite(landmarks).all(axis=(1, 2)))
-    if len(bad): raise FaceSetError(f"Landmarks of row {bad[0]} ({len(bad)} rows in all) are not finite: no face was found there. Drop these rows, or give them landmarks of a neighbouring frame.")
+    if len(bad):
+        raise FaceSetError(
+            f"Landmarks of row {bad[0]} ({len(bad)} rows in all) are not finite: no face was found there. Drop these rows, or "
+            "give them landmarks of a neighbouring frame.")
 
 # %% ../../nbs/faces/20_faceset.ipynb #760ab195
 def _neighbours(video, frame, offset):
@@ -158,10 +170,14 @@ def __getitem__(
 ) -> FaceSet:  # the chosen frames; no pixels are copied
     "Choose frames."
     key = np.asarray(key) if not isinstance(key, slice) else key
-    if not isinstance(key, slice) and key.dtype == bool and key.shape != (len(self),): raise FaceSetError(f"The mask has shape {key.shape}; expected ({len(self)},), one value a frame.")
+    if not isinstance(key, slice) and key.dtype == bool and key.shape != (len(self),):
+        raise FaceSetError(f"The mask has shape {key.shape}; expected ({len(self)},), one value a frame.")
     if not isinstance(key, slice) and key.size == 0: key = key.astype(np.int64)
     rows = np.atleast_1d(np.arange(len(self))[key])
-    if (np.diff(rows) <= 0).any(): raise FaceSetError("Rows must rise without repeats, since a FaceSet is in the order (subject, video, frame); sort them, or index .crops and .landmarks for another order.")
+    if (np.diff(rows) <= 0).any():
+        raise FaceSetError(
+            "Rows must rise without repeats, since a FaceSet is in the order (subject, video, frame); sort them, or index "
+            ".crops and .landmarks for another order.")
     return object.__new__(FaceSet)._set(self.frames.take(rows).reset_index(drop=True), _take(self.crops, rows), _take(self.landmarks, rows)[:], self.card)
 
 # %% ../../nbs/faces/20_faceset.ipynb #c76c69b1
@@ -184,10 +200,12 @@ def fold(
     k: int,  # number of the fold, from 0
 ) -> tuple[FaceSet, FaceSet]:  # (train, test); no subject is in both
     "Split by the card's fold `k`; subjects that no fold tests are always in training."
-    if not 0 <= k < len(self.card.folds): raise FaceSetError(f"Fold {k} does not exist: the card of {self.card.name!r} has folds 0 to {len(self.card.folds) - 1}.")
+    if not 0 <= k < len(self.card.folds):
+        raise FaceSetError(f"Fold {k} does not exist: the card of {self.card.name!r} has folds 0 to {len(self.card.folds) - 1}.")
     tested = self.frames["subject"].isin(self.card.folds[k]).to_numpy()
     if tested.all() or not tested.any(): raise FaceSetError(
-        f"Fold {k} leaves {'training' if tested.all() else 'test'} without frames: it tests {list(self.card.folds[k])[:5]}..., the set holds {self.subjects[:5]}... "
+        f"Fold {k} leaves {'training' if tested.all() else 'test'} without frames: "
+        f"it tests {list(self.card.folds[k])[:5]}..., the set holds {self.subjects[:5]}... "
         "Check that the card's folds write subjects as the frame table does.")
     return self[~tested], self[tested]
 
@@ -201,7 +219,10 @@ def split_subjects(
     "Hold out some subjects at random."
     subjects = self.subjects
     n = max(1, round(fraction * len(subjects)))
-    if not 0 < fraction < 1 or n >= len(subjects): raise FaceSetError(f"A share of {fraction} cannot be held out of {len(subjects)} subjects; it takes a share between 0 and 1 that leaves at least one subject on each side.")
+    if not 0 < fraction < 1 or n >= len(subjects):
+        raise FaceSetError(
+            f"A share of {fraction} cannot be held out of {len(subjects)} subjects; it takes a share between 0 and 1 that "
+            "leaves at least one subject on each side.")
     chosen = np.random.default_rng(seed).permutation(subjects)[:n]
     held = self.frames["subject"].isin(chosen).to_numpy()
     return self[~held], self[held]
@@ -285,15 +306,21 @@ def _check_folder(folder):
     "Compare a folder with its manifest and return the manifest; raises FaceSetError naming file and remedy."
     remedy = "Delete the folder and make it again (the world renders anew, an adapter crops anew)."
     manifest = folder / "manifest.json"
-    if not manifest.exists(): raise FaceSetError(f"{folder} holds no FaceSet: manifest.json is missing. Check the path. If it is right, the copy is torn: {remedy}")
+    if not manifest.exists():
+        raise FaceSetError(f"{folder} holds no FaceSet: manifest.json is missing. Check the path. If it is right, the copy is torn: {remedy}")
     try: said = json.loads(manifest.read_text()); files = said["files"]
     except (json.JSONDecodeError, KeyError) as e: raise FaceSetError(f"{manifest} cannot be read ({e}). {remedy}") from None
-    if said.get("format") != FORMAT: raise FaceSetError(f"{manifest} has format {said.get('format')!r}, this version reads {FORMAT!r}. {remedy}")
+    if said.get("format") != FORMAT:
+        raise FaceSetError(f"{manifest} has format {said.get('format')!r}, this version reads {FORMAT!r}. {remedy}")
     for name in _FILES:
         path = folder / name
         if not path.exists(): raise FaceSetError(f"{path} is missing. {remedy}")
-        if path.stat().st_size != files[name]["bytes"]: raise FaceSetError(f"{path} has {path.stat().st_size} bytes, its manifest says {files[name]['bytes']}: it is torn or was changed. {remedy}")
-        if files[name]["sha256"] and _sha256(path) != files[name]["sha256"]: raise FaceSetError(f"{path} has not the content its manifest says: it was changed. {remedy}")
+        if path.stat().st_size != files[name]["bytes"]:
+            raise FaceSetError(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {files[name]['bytes']}: it is torn or was "
+                f"changed. {remedy}")
+        if files[name]["sha256"] and _sha256(path) != files[name]["sha256"]:
+            raise FaceSetError(f"{path} has not the content its manifest says: it was changed. {remedy}")
     return said
 
 # %% ../../nbs/faces/20_faceset.ipynb #fbd3fc3b
@@ -310,7 +337,10 @@ def load(
     parts = [np.load(folder / f"{name}.npy", mmap_mode="r") if said["n"] else np.load(folder / f"{name}.npy") for name in ("crops", "landmarks")]
     faces = cls(read_frames(folder / "frames.parquet", card.aus, card.kind), parts[0], parts[1], card)
     if not verify: faces.__dict__["_fingerprint"] = said["fingerprint"]
-    if faces.fingerprint != said["fingerprint"]: raise FaceSetError(f"{folder / 'crops.npy'} has not the pixels its manifest says: it was changed. Delete the folder and make it again.")
+    if faces.fingerprint != said["fingerprint"]:
+        raise FaceSetError(
+            f"{folder / 'crops.npy'} has not the pixels its manifest says: it was changed. Delete the folder and make it "
+            "again.")
     return faces
 
 # %% ../../nbs/faces/20_faceset.ipynb #07c63d8d

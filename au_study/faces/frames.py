@@ -46,10 +46,17 @@ def _check_names(frames, aus, needs_labels=True):
     known = set(label_columns(frames))
     for c in map(str, frames.columns):
         au = re.fullmatch(r"au[\s_-]*0*([1-9]\d*)(_[rc])?", c, re.IGNORECASE)
-        if au and c not in known: raise FrameTableError(f"Column {c!r} looks like an Action Unit; its name here is 'AU{au[1]}'. Rename it, or call it something else if it is not a label.")
+        if au and c not in known:
+            raise FrameTableError(
+                f"Column {c!r} looks like an Action Unit; its name here is 'AU{au[1]}'. Rename it, or call it something else "
+                "if it is not a label.")
     missing = [f"AU{a}" for a in aus or () if f"AU{a}" not in known]
-    if missing: raise FrameTableError(f"The label columns {missing} are missing, found {sorted(known, key=lambda c: int(c[2:]))}. Ask for the AUs that the data set codes, or add a column of NaN for an AU that nobody coded.")
-    if needs_labels and not known: raise FrameTableError(f"There is no label column (AU1, AU2, ...), found {list(map(str, frames.columns))}.")
+    if missing:
+        raise FrameTableError(
+            f"The label columns {missing} are missing, found {sorted(known, key=lambda c: int(c[2:]))}. Ask for the AUs that "
+            "the data set codes, or add a column of NaN for an AU that nobody coded.")
+    if needs_labels and not known:
+        raise FrameTableError(f"There is no label column (AU1, AU2, ...), found {list(map(str, frames.columns))}.")
 
 # %% ../../nbs/faces/10_frames.ipynb #dafa4d78
 def frame_schema(
@@ -68,11 +75,14 @@ def frame_schema(
 
 # %% ../../nbs/faces/10_frames.ipynb #c213611d
 _REMEDY = {
-    "unique": "A key may come once only: drop the copies (frames.drop_duplicates(['subject', 'video', 'frame'])), or give the videos of one subject different names.",
+    "unique": "A key may come once only: drop the copies (frames.drop_duplicates(['subject', 'video', 'frame'])), "
+              "or give the videos of one subject different names.",
     "key": "Keys must be non-empty strings (subject, video) and integers from 0 (frame); none may be missing.",
     "type": "Label columns hold numbers only: parse text with pandas.to_numeric and write an unlabelled cell as NaN.",
-    "intensity": "Intensities run from 0 to 5. A code for 'unlabelled' (9 in BP4D, -1 in Aff-Wild2) must become NaN: frames[aus] = frames[aus].where(frames[aus].isin(range(6))).",
-    "occurrence": "Occurrence is 0, 1 or NaN. Turn intensities into it with occurrence(frames, threshold), and a code for 'unlabelled' (9, -1) into NaN.",
+    "intensity": "Intensities run from 0 to 5. A code for 'unlabelled' (9 in BP4D, -1 in Aff-Wild2) must become NaN: "
+                 "frames[aus] = frames[aus].where(frames[aus].isin(range(6))).",
+    "occurrence": "Occurrence is 0, 1 or NaN. "
+                  "Turn intensities into it with occurrence(frames, threshold), and a code for 'unlabelled' (9, -1) into NaN.",
     "infinite": "Labels must be finite numbers or NaN.",
     "score": "Scores must be finite numbers: a frame without a prediction (no face found, say) needs an explicit value such as the base rate.",
 }
@@ -166,7 +176,8 @@ def read_frames(
 ) -> pd.DataFrame:  # a checked, sorted frame table
     "Read a frame table and check it; raises FrameTableError with the file's name."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"There is no frame table {path}; check the path, or write one with write_frames(frames, path).")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no frame table {path}; check the path, or write one with write_frames(frames, path).")
     if path.suffix not in (".csv", ".parquet"): raise ValueError(f"{path.name}: the suffix must be .csv or .parquet.")
     if path.suffix == ".csv":
         head = pd.read_csv(path, nrows=0).columns

@@ -52,11 +52,17 @@ class GivenLandmarks:
         key=None,  # which image it is
     ) -> list[Detection]:  # one detection, or none
         "Hand out the landmarks of an image; raises LandmarkError for an unknown key or a wrong shape."
-        if key not in self.landmarks: raise LandmarkError(f"There are no landmarks for {key!r}; the keys look like {list(self.landmarks)[:2]}. Pass the image's key to detect(image, key=...), and NaN for images without a face.")
+        if key not in self.landmarks:
+            raise LandmarkError(
+                f"There are no landmarks for {key!r}; the keys look like {list(self.landmarks)[:2]}. Pass the image's key to "
+                "detect(image, key=...), and NaN for images without a face.")
         points = self.landmarks[key]
         if points is None or np.isnan(points).any(): return []
         points = np.asarray(points, dtype=np.float32)
-        if points.shape != (68, 2): raise LandmarkError(f"The landmarks of {key!r} have shape {points.shape}; expected (68, 2). Other schemes (49, 66, 106 points) need a map to 68 first.")
+        if points.shape != (68, 2):
+            raise LandmarkError(
+                f"The landmarks of {key!r} have shape {points.shape}; expected (68, 2). Other schemes (49, 66, 106 points) "
+                "need a map to 68 first.")
         extent = self.margin * np.ptp(points, axis=0)
         return [Detection(np.r_[(points.min(0) - extent)[::-1], (points.max(0) + extent)[::-1]], points, 1.0)]
 
@@ -78,7 +84,8 @@ def _frontal():
 def _checked(image):
     "An image as contiguous uint8 RGB."
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3: raise ValueError(f"The image is {image.dtype} with shape {image.shape}; expected uint8 [H, W, 3] in RGB order.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"The image is {image.dtype} with shape {image.shape}; expected uint8 [H, W, 3] in RGB order.")
     return np.ascontiguousarray(image)
 
 
@@ -141,9 +148,15 @@ class DlibDetector:
         self.look, self.threshold, self.predictor_ = look, threshold, None
         if predictor_path is None: return
         path = Path(predictor_path)
-        if not path.exists(): raise LandmarkError(f"There is no predictor file {path}. Give the path of a dlib shape predictor, or use WorldDetector, which trains its own.")
+        if not path.exists():
+            raise LandmarkError(
+                f"There is no predictor file {path}. Give the path of a dlib shape predictor, or use WorldDetector, which "
+                "trains its own.")
         found = _sha256(path)
-        if predictor_sha256 != found: raise LandmarkError(f"{path.name} has sha256 {found}, {predictor_sha256} was expected. If you trust the file, pass predictor_sha256='{found}'.")
+        if predictor_sha256 != found:
+            raise LandmarkError(
+                f"{path.name} has sha256 {found}, {predictor_sha256} was expected. If you trust the file, pass "
+                f"predictor_sha256='{found}'.")
         self.predictor_ = _dlib().shape_predictor(str(path))
 
     def detect(self,
@@ -235,7 +248,8 @@ class WorldDetector:
         threshold: float = 0.0,  # lowest score of the detector
     ):
         self.cache_dir = Path(cache_dir or os.environ.get("AU_STUDY_CACHE") or "cache")
-        self.settings = dict(faces=faces, trees=trees, cascades=cascades, oversampling=oversampling, strength=strength, size=size, test_faces=test_faces, seed=seed, format=1)
+        self.settings = dict(faces=faces, trees=trees, cascades=cascades, oversampling=oversampling, strength=strength,
+                             size=size, test_faces=test_faces, seed=seed, format=1)
         self.look, self.threshold, self.predictor_, self.report_ = look, threshold, None, None
 
     @property
@@ -260,7 +274,8 @@ def load(self: WorldDetector):  # dlib.shape_predictor
     report = self.path.with_suffix(".json")
     if not (self.path.exists() and report.exists()): self.train()
     said = json.loads(report.read_text())
-    if _sha256(self.path) != said["sha256"]: raise LandmarkError(f"{self.path} has not the content its report says: it was changed. Delete it; it will be trained again.")
+    if _sha256(self.path) != said["sha256"]:
+        raise LandmarkError(f"{self.path} has not the content its report says: it was changed. Delete it; it will be trained again.")
     self.report_, self.predictor_ = said, _dlib().shape_predictor(str(self.path))
     return self.predictor_
 
@@ -271,7 +286,10 @@ def train(self: WorldDetector) -> dict:  # the report
     s = self.settings
     parts = [_chips(*batch)[:2] for batch in _world_faces(range(s["faces"]), s["seed"], s["size"], s["strength"])]
     chips, points = ([x for part in parts for x in part[i]] for i in (0, 1))
-    if len(chips) < 10: raise LandmarkError(f"dlib found only {len(chips)} of {s['faces']} rendered faces, too few to train on. Raise `faces`, or lower `strength`.")
+    if len(chips) < 10:
+        raise LandmarkError(
+            f"dlib found only {len(chips)} of {s['faces']} rendered faces, too few to train on. Raise `faces`, or lower "
+            "`strength`.")
     predictor = train_predictor(chips, points, s["trees"], s["cascades"], oversampling=s["oversampling"], seed=s["seed"])
     unseen = [t for batch in _world_faces(range(s["test_faces"]), s["seed"] + 1, s["size"], 1.0) for t in _chips(*batch)[2]]
     errors = normalised_error([_predict(predictor, image, box) for image, box, _ in unseen], [p for *_, p in unseen])

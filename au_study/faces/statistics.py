@@ -44,7 +44,7 @@ def label_statistics(
     threshold: float,  # an AU is on where its label is at least this
     gap: int = 1,  # frame numbers that count as consecutive, frames
 ) -> pd.DataFrame:  # index AU name; prevalence, mean_duration (frames), segment_count, n_labelled
-    "Prevalence, mean duration and number of segments of every AU (AU R-CNN Tables 14 and 15); prevalence and duration are NaN where there is nothing to average."
+    "Prevalence, mean duration and number of segments of every AU (AU R-CNN Tables 14, 15); NaN where there is nothing to average."
     columns = label_columns(frames)
     labels, runs = frames[columns], segments(frames, threshold, gap).groupby("au")["length"]
     labelled = labels.notna().sum()
