@@ -23,7 +23,7 @@ SETUP = @test -n "$(PYTHON)" || { echo "au_study: no Python 3.11 to 3.13 found (
         "$(PYTHON)" tools/environment.py "$(VENV)" --constraints "$(CONSTRAINTS)"
 else
 RUN = $(AU_STUDY_PYTHON)
-SETUP = @$(AU_STUDY_PYTHON) tools/environment.py --check
+SETUP = @$(AU_STUDY_PYTHON) tools/environment.py --check $(if $(filter test lint docs,$(MAKECMDGOALS)),--dev)
 endif
 
 # One place for what is rendered and cached, whatever folder a notebook runs in; no environment variable of the caller leaks in.

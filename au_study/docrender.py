@@ -115,6 +115,8 @@ class fold_exports(Processor):
     def begin(self):
         cells, result, waiting, entries = self.nb.cells, [], None, 0
         for cell in [*cells, None]:
+            if getattr(cell, "has_sd", False) and "show_doc(__" in cell.source:
+                continue  # a module's __getattr__ and its like are no entries for a reader
             if waiting is not None and getattr(cell, "has_sd", False):
                 entries += 1
             elif waiting is not None:

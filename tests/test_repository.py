@@ -72,8 +72,7 @@ BAD = {
     "experiment exports": (lint.check_kind, "experiment", [TITLE, PARAMETERS, EXPORT]),
     "experiment defines": (lint.check_kind, "experiment", [TITLE, PARAMETERS, cell("def f(): return 1")]),
     "never run": (lint.check_runs, "library", [cell("# Title\n> promise\n\n- skip_exec: true", "markdown")]),
-    "heading jump": (lint.check_headings, "library", [TITLE, cell("### Deep", "markdown")]),
-    "export above headings": (lint.check_headings, "library", [TITLE, MODULE, EXPORT])}
+    "heading jump": (lint.check_headings, "library", [TITLE, cell("### Deep", "markdown")])}
 
 
 @pytest.mark.parametrize("name", BAD)

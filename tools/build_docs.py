@@ -98,13 +98,19 @@ def our_choice(markdown: str) -> str:
     return re.sub(r"^> Our choice:.*\n?(?:^>.*\n?)*", box, markdown, flags=re.M)
 
 
-def api_entry(cell: dict, page: str, linker: Linker) -> str:
-    "Markdown of a `show_doc` cell: its stored output, with a target before the heading and without the source link."
+def last_level(markdown: str, before: int) -> int:
+    "Level of the last heading in a text, or the one before it."
+    found = re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S), re.M)
+    return len(found[-1]) if found else before
+
+
+def api_entry(cell: dict, page: str, linker: Linker, level: int) -> str:
+    "Markdown of a `show_doc` cell: its stored output, with a target before its heading (of at most `level`) and without the source link."
     parts = []
     for output in cell["outputs"]:
         markdown = "".join(output.get("data", {}).get("text/markdown", "") or output.get("text", ""))
         markdown = re.sub(r"^\[source\]\(.*\n*", "", markdown, flags=re.M)
-        parts.append(re.sub(r"^(#{2,4}) (\S+)\s*$", lambda m: f"({label(page, m[2])})=\n{m[1]} {m[2]}", markdown, count=1, flags=re.M))
+        parts.append(re.sub(r"^(#{2,4}) (\S+)\s*$", lambda m: f"({label(page, m[2])})=\n{m[1][:level]} {m[2]}\n", markdown, count=1, flags=re.M))
     return linker("\n\n".join(parts))
 
 
@@ -134,16 +140,17 @@ def convert(cells: list[dict], page: str, linker: Linker) -> list[dict]:
     "The cells of one page."
     facts = front_matter(cells)
     opening = f"# {facts.get('title', Path(page).name)}" + (f"\n\n*{facts['description']}*" if facts.get("description") else "")
-    result = [markdown_cell(linker(opening))]
+    result, level = [markdown_cell(linker(opening))], 1
     for cell in cells:
         if is_entry(cell):
-            result.append(markdown_cell(api_entry(cell, page, linker)))
+            result.append(markdown_cell(api_entry(cell, page, linker, level=min(level + 1, 3))))
         elif cell["cell_type"] == "code":
             converted = code_cell(cell)
             if converted:
                 result.append(converted)
         elif cell["cell_type"] == "markdown" and not text(cell).startswith("<!-- WARNING"):
             result.append(markdown_cell(linker(text(cell))))
+            level = last_level(text(cell), level)
     return result
 
 

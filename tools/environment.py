@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 13)
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 IMPORT_NAMES = {"dlib-bin": "dlib", "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "myst-nb": "myst_nb"}
-TOOLS = {"jupyterlab", "ruff"}  # used as commands, not imported
+TOOLS = {"ruff"}  # used as commands, not imported
+COMFORTS = {"jupyterlab", "jupytext", "nbdime"}  # for people; no target needs them
 MARK = "au_study-environment"  # file in the environment that says what was installed
 
 
@@ -37,10 +38,10 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
-def requirements() -> list[str]:
-    "All requirements of the kit and of its development tools."
+def requirements(development: bool = True) -> list[str]:
+    "All requirements of the kit, and of its development tools."
     facts = settings()
-    return facts["requirements"].split() + facts["dev_requirements"].split()
+    return facts["requirements"].split() + facts["dev_requirements"].split() * development
 
 
 def say(text: str) -> None:
@@ -180,10 +181,11 @@ def problem_with(requirement: str) -> str | None:
     return None
 
 
-def check() -> None:
+def check(development: bool) -> None:
     "Stop with the list of what is missing unless the running interpreter can serve as the kit's environment."
     check_version()
-    problems = [p for p in map(problem_with, requirements()) if p]
+    needed = [r for r in requirements(development) if re.match(r"[\w.-]+", r)[0] not in COMFORTS]
+    problems = [problem for problem in map(problem_with, needed) if problem]
     spec = importlib.util.find_spec("au_study")
     if spec is None or Path(spec.origin or "").resolve().parent != ROOT / "au_study":
         problems.append("au_study is not installed from this folder (pip install --no-deps -e .)")
@@ -198,9 +200,10 @@ def main() -> None:
     parser.add_argument("venv", nargs="?", default=".venv", help="folder of the virtual environment (default .venv)")
     parser.add_argument("--constraints", default=str(ROOT / "constraints.txt"), help="pinned versions")
     parser.add_argument("--check", action="store_true", help="check the running interpreter; install nothing")
+    parser.add_argument("--dev", action="store_true", help="with --check: the tools for tests and documentation as well")
     options = parser.parse_args()
     if options.check:
-        check()
+        check(options.dev)
     else:
         make(Path(options.venv).absolute(), Path(options.constraints).absolute())
 

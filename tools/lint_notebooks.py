@@ -192,9 +192,8 @@ def check_kind(notebook: dict, kind: str) -> Iterator[str]:
 
 
 def check_headings(notebook: dict, kind: str) -> Iterator[str]:
-    "Levels go down one at a time; the docs put every exported function at the third level."
+    "Levels go down one at a time."
     level = 0
-    exports = {n for n, _ in exported_cells(notebook)}
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "markdown":
             text = re.sub(r"^```.*?^```", "", cell["source"], flags=re.M | re.S)
@@ -202,9 +201,6 @@ def check_headings(notebook: dict, kind: str) -> Iterator[str]:
                 if len(found) > level + 1:
                     yield f"cell {number} jumps from heading level {level} to {len(found)}"
                 level = len(found)
-        elif number in exports and level < 2 and any(isinstance(s, (ast.FunctionDef, ast.ClassDef)) and s.name[0] != "_" for s in parsed(cell)):
-            yield f"cell {number} exports a definition before the first `##` heading"
-            level = 2
 
 
 CHECKS = (check_imports_alone, check_forbidden_imports, check_ids, check_clean, check_outputs, check_subject_ids, check_opening,
