@@ -236,13 +236,13 @@ class WorldDetector:
 
     def __init__(self,
         cache_dir=None,  # where the trained file is kept; None: $AU_STUDY_CACHE or ./cache
-        faces: int = 800,  # rendered training faces
+        faces: int = 1000,  # rendered training faces
         trees: int = 150,  # trees a cascade
         cascades: int = 10,  # rounds of refinement
         oversampling: int = 10,  # random starting shapes a face
-        strength: float = 1.2,  # how wild pose, light and camera are
+        strength: float = 1.3,  # how wild pose, light and camera are
         size: int = 224,  # pixels of a rendered face
-        test_faces: int = 64,  # rendered faces of unseen identities for the report
+        test_faces: int = 100,  # rendered faces of unseen identities for the report
         seed: int = 0,  # of faces, scenes and trees
         look: int | None = 480,  # longer side of the image in the first look, pixels; None (many small faces): full image only
         threshold: float = 0.0,  # lowest score of the detector
