@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from scipy.fft import irfft, next_fast_len, rfft
+from scipy.fft import irfft, next_fast_len
 from scipy.special import betaincinv, ndtr, ndtri
 
 import au_study
@@ -238,7 +238,7 @@ def _overlap(scale, a, b):
 
 def nearest_correlation(R, floor=1e-3):
     "A positive definite correlation matrix close to R (eigenvalues clipped, diagonal restored, a few times)."
-    for _ in range(20):
+    for _ in range(10):
         values, vectors = np.linalg.eigh((R + R.T) / 2)
         R = (vectors * np.maximum(values, floor)) @ vectors.T
         R = R / np.sqrt(np.outer(np.diag(R), np.diag(R)))
@@ -273,11 +273,13 @@ def mixing_matrix(R):
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 # %% ../../nbs/world/40_dynamics.ipynb #635e8052
-def _spectrum(seed, subjects, videos, length, K):
-    "[S*V, F, K] Fourier transform of white noise; each video's depends on (seed, subject, video) only."
-    noise = (np.random.default_rng([seed, 2, s, v]).standard_normal((length, K), dtype=np.float32)
-             for s in range(subjects) for v in range(videos))
-    return np.stack([rfft(x, axis=0) for x in noise])
+def _spectrum(seed, subjects, videos, length, K, keep=None):
+    "complex64 [S*V, F, K] Fourier transform of white noise, its lowest `keep` frequencies; each video's depends on (seed, subject, video) only."
+    keep = min(keep or length // 2, length // 2)
+    parts = [np.random.default_rng([seed, 2, s, v]).standard_normal((keep, K, 2), dtype=np.float32) for s in range(subjects) for v in range(videos)]
+    spectrum = np.stack(parts).view(np.complex64)[..., 0] * np.float32(np.sqrt(length / 2))
+    spectrum[:, 0] = spectrum[:, 0].real * np.float32(np.sqrt(2))
+    return spectrum
 
 
 def smooth_noise(
@@ -290,9 +292,10 @@ def smooth_noise(
     "Mixed white noise through Gaussian filters."
     omega = 2 * np.pi * np.arange(spectrum.shape[1]) / length
     response = np.exp(-((omega[:, None] * scale) ** 2) / 4)  # [F, K]; its square transforms to the covariance
-    power = (response**2).sum(0) * 2 - response[0] ** 2 - (response[-1] ** 2 if length % 2 == 0 else 0)
+    power = (response**2).sum(0) * 2 - response[0] ** 2
     response = (response / np.sqrt(power / length)).astype(np.float32)
-    return irfft((spectrum @ mixing.T.astype(np.float32)) * response, n=length, axis=1)[:, :T]
+    mixed = np.einsum("vfk,lk->vfl", spectrum, mixing.astype(np.float32))  # plain loops: the same bits with any number of threads
+    return irfft(mixed * response, n=length, axis=1)[:, :T]
 
 # %% ../../nbs/world/40_dynamics.ipynb #101b2b47
 def runs(active):
@@ -309,12 +312,13 @@ def _active(Z, p):
 
 
 def _label_pcc(active):
-    "Pearson correlation of the 0/1 labels, [K, K]; 0 for a constant one."
-    x = active.reshape(-1, active.shape[-1]).astype(np.float32)
-    x -= x.mean(0)
-    cov = (x.T @ x).astype(float)
-    scale = np.sqrt(np.maximum(np.diag(cov), 1e-9))
-    return cov / np.outer(scale, scale)
+    "Pearson correlation of the 0/1 labels, [K, K], from exact counts; 0 for a constant one."
+    x = active.reshape(-1, active.shape[-1])
+    n, bits = len(x), np.packbits(x, axis=0).T.copy()  # [K, n / 8]
+    both = np.array([np.bitwise_count(bits & row).sum(1, dtype=np.int64) for row in bits]) / n
+    p = np.diag(both)
+    scale = np.sqrt(np.maximum(p * (1 - p), 1e-12))
+    return (both - np.outer(p, p)) / np.outer(scale, scale)
 
 # %% ../../nbs/world/40_dynamics.ipynb #a24b4f3f
 class Cohort:
@@ -330,7 +334,8 @@ class Cohort:
         self.p = np.maximum(t.p, 1e-6)
         self.scale = time_scale(self.p, t.duration, T, 1 - self.a - self.b, preset.duration_factor)
         self.length = next_fast_len(T + int(4 * min(self.scale[t.p > 0].max(), T)), real=True)
-        self.spectrum = _spectrum(seed, n, preset.videos, self.length, len(t.p))
+        self.fastest = 0.6 * self.scale[t.p > 0].min()  # no process may become faster than this
+        self.spectrum = _spectrum(seed, n, preset.videos, self.length, len(t.p), int(self.length / self.fastest) + 1)
         self.R = np.eye(len(t.p))
         for _ in range(60): self._mix(label_correlation(self._latent(), self.p[:, None], self.p[None]))
         self._match(int(preset.dynamics["rounds"]))
@@ -384,7 +389,7 @@ def _match(self, rounds):
         pace, r, worst = self._measure(active)
         if worst < best[0]: best = worst, self.scale, self.R
         step = 0.8 * (1 - i / rounds) ** 2
-        self.scale = np.clip(self.scale * np.clip(pace, 0.7, 1.4) ** step, 1.0, self.length / 4)
+        self.scale = np.clip(self.scale * np.clip(pace, 0.7, 1.4) ** step, self.fastest, self.length / 4)
         self._mix(r)
     if rounds: self.scale, self.R = best[1:]
 
