@@ -2,9 +2,14 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from au_study.au_rcnn import partition as p
+from au_study.au_rcnn.estimator import AURCNN, FaceCNN, paper_trainer
+from au_study.au_rcnn.network import AURCNNNet, backbone_parts, merge_logits, roi_loss
+from au_study.batches import blob_faces
 from au_study.facs import schematic_face
+from au_study.nets.roi import roi_align, roi_pool
 
 # Corners of the RoIs in use, typed again on purpose: (landmark a, landmark b, pixels down); the corner is half-way between a and b.
 CORNERS = {
@@ -155,3 +160,93 @@ def test_or_of_roi_labels_is_the_image_label():
 
 def test_box_counts():
     assert len(p.groups_for(BP4D)) == 9 and len(p.groups_for(DISFA)) == 8 and len(p.groups_for((1, 2, 4, 6, 9, 12, 25, 26))) == 7
+
+
+# --- RoI layers, network and estimators ---------------------------------------------------------------------------------------
+
+def loop_pool(features, boxes, index, size, scale):
+    """The definition of RoI pooling, bin by bin."""
+    out = torch.zeros(len(boxes), features.shape[1], size, size, dtype=features.dtype)
+    H, W = features.shape[2:]
+    for m, box in enumerate(boxes):
+        y0, x0, y1, x1 = (int(np.floor(float(v) * scale + .5)) for v in box)
+        high, wide = max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1)
+        for i in range(size):
+            for j in range(size):
+                rows = [y for y in range(y0 + i * high // size, y0 + -(-(i + 1) * high // size)) if 0 <= y < H]
+                cols = [x for x in range(x0 + j * wide // size, x0 + -(-(j + 1) * wide // size)) if 0 <= x < W]
+                if rows and cols: out[m, :, i, j] = features[index[m]][:, rows][:, :, cols].amax((1, 2))
+    return out
+
+
+@pytest.mark.parametrize('cells,size', [(5, 4), (10, 3), (7, 7)])
+def test_roi_pool_equals_the_definition_with_gradients(cells, size):
+    g = torch.Generator().manual_seed(cells)
+    features = torch.randn(2, 3, cells, cells, generator=g, dtype=torch.float64).requires_grad_()
+    ends = torch.rand(40, 2, 2, generator=g, dtype=torch.float64) * 110 - 15
+    boxes, index = torch.cat([ends.amin(1), ends.amax(1)], 1), torch.randint(2, (40,), generator=g)
+    ours, loop = roi_pool(features, boxes, index, size, cells / 80), loop_pool(features, boxes, index, size, cells / 80)
+    assert torch.equal(ours, loop)
+    weight = torch.randn(ours.shape, generator=g, dtype=torch.float64)
+    a, b = (torch.autograd.grad((o * weight).sum(), features)[0] for o in (ours, loop))
+    assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_roi_align_of_a_plane_is_the_plane_and_its_gradient_checks():
+    y, x = torch.meshgrid(torch.arange(12.), torch.arange(12.), indexing='ij')
+    plane = (2 * y + 3 * x)[None, None].double()
+    out = roi_align(plane, torch.tensor([[2., 3, 8, 9]]).double(), torch.tensor([0]), 3, 1.)[0, 0]
+    centres_y, centres_x = 1.5 + 2 * torch.arange(3) + 1, 2.5 + 2 * torch.arange(3) + 1
+    assert torch.allclose(out, (2 * centres_y[:, None] + 3 * centres_x).double())
+    features = torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    boxes = torch.tensor([[.3, 1.2, 3.7, 4.4]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda f: roi_align(f, boxes, torch.tensor([0]), 2, 1.), features)
+
+
+AUS = (1, 4, 6, 12, 17, 25)
+
+
+def small_net(kind):
+    options = dict(resnet=dict(backbone='resnet50'), vgg=dict(backbone='vgg16', batch_norm=True, dropout=0.), pyramid=dict(backbone='resnet18', fpn=True))[kind]
+    return backbone_parts(width=.125, depth=.3, stride=8, grid=3, **options)
+
+
+@pytest.mark.parametrize('kind', ['resnet', 'vgg', 'pyramid'])
+def test_a_step_lowers_the_loss_and_evaluation_is_deterministic(kind):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    marks = np.repeat(schematic_face(50)[None], 6, 0) + rng.uniform(2, 12, (6, 1, 2))
+    boxes = torch.from_numpy(p.au_boxes(marks, AUS, 64, 'scaled', None)).float()
+    labels = torch.from_numpy(p.roi_labels(rng.choice([0, 1, np.nan], (6, len(AUS)), p=[.5, .4, .1]), AUS))
+    net, images = AURCNNNet(AUS, small_net(kind), boxes.mean(0).numpy(), 3, canonical=28.), torch.rand(6, 3, 64, 64)
+    optimiser, losses = torch.optim.Adam(net.parameters(), lr=3e-3), []
+    for _ in range(6):
+        loss = roi_loss(net(images, boxes), labels)
+        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    net.eval()
+    assert torch.equal(net(images, boxes), net(images, boxes))
+    scores = merge_logits(net(images, boxes), net.members)
+    assert scores.shape == (6, len(AUS)) and np.allclose(scores.detach(), p.merge_rois(net(images, boxes).sigmoid().detach().numpy(), AUS))
+
+
+def test_unlabelled_cells_do_not_train():
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    labels = torch.randint(2, (2, 3, 4)).float()
+    labels[0, :, 1] = torch.nan
+    for kind in ('sigmoid', 'sampled'):
+        gradient = torch.autograd.grad(roi_loss(logits, labels, kind), logits)[0]
+        assert (gradient[0, :, 1] == 0).all() and gradient.abs().sum() > 0
+
+
+def test_estimators_fit_predict_save_and_load(tmp_path):
+    faces = blob_faces(size=32)
+    train, test = faces.fold(0)
+    trainer = paper_trainer(epochs=1, batch_size=8, lr=.01, selection='last', progress=False)
+    for model in (AURCNN('resnet18', .125, .5, stride=8, roi_size=3, trainer=trainer), FaceCNN('vgg16', .0625, .5, stride=8, roi_size=2, batch_norm=True, trainer=trainer)):
+        scores = model.fit(train).predict_scores(test)
+        assert list(scores.columns[3:]) == faces.columns and scores[faces.columns].to_numpy().min() >= 0 and scores[faces.columns].to_numpy().max() <= 1
+        model.save(tmp_path / type(model).__name__)
+        assert type(model).load(tmp_path / type(model).__name__).predict_scores(test).equals(scores)
+    assert AURCNN(test_boxes='mean').training_id() == AURCNN().training_id()
