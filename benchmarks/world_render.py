@@ -24,14 +24,15 @@ def measure(size: int) -> str:
     people, scene = identities(BATCH), Scene.sample(BATCH, g)
     intensities = 5 * torch.rand(BATCH, 17, generator=g) * (torch.rand(BATCH, 17, generator=g) < 0.25)
     render_faces(people, intensities, scene, size)
-    times, start = [], time.perf_counter()
+    times, start, cpu = [], time.perf_counter(), time.process_time()
     while len(times) < 3 or time.perf_counter() - start < 6:
         t = time.perf_counter()
         render_faces(people, intensities, scene, size)
         times.append(time.perf_counter() - t)
+    cost = (time.process_time() - cpu) / (BATCH * len(times)) * 1000  # unlike frames/s, hardly changed by other load on the machine
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     fps = [BATCH / t for t in sorted(times)]
-    return f"{size:4d} px   median {fps[len(fps) // 2]:6.1f}   best {fps[0]:6.1f} frames/s   peak {peak:5.0f} MB (of which import {imported:.0f} MB)"
+    return f"{size:4d} px   median {fps[len(fps) // 2]:6.1f}   best {fps[0]:6.1f} frames/s   {cost:5.1f} core-ms a frame   peak {peak:5.0f} MB (of which import {imported:.0f} MB)"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ __all__ = ['WRAP', 'CHUNK_PIXELS', 'light_direction', 'shade', 'pixel_noise', 'c
 
 # %% ../../nbs/world/30_renderer.ipynb #2668b9cd
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -175,9 +177,20 @@ def _lay_face(canvas: Tensor, labels: Tensor, s: Surface, maps: Tensor, face_lab
         labels.copy_(torch.where(s.cover > 0.5, face_labels, labels))
 
 # %% ../../nbs/world/30_renderer.ipynb #9de471a3
-CHUNK_PIXELS = 2**17  # pixels worked on at once: small enough for the caches
+CHUNK_PIXELS = 2**17  # pixels worked on at once
 
 
+def _in_threads(work: Callable, jobs: list, threads: int) -> list:
+    "Map over jobs with single-threaded workers; the caller's thread count is as before afterwards."
+    if threads < 2 or len(jobs) < 2:
+        return [work(job) for job in jobs]
+    try:
+        with ThreadPoolExecutor(min(threads, len(jobs)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, jobs))
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../../nbs/world/30_renderer.ipynb #2269d42e
 def render_faces(
     identity: Identity,  # B faces
     intensities: Tensor,  # [B,17] FACS intensity 0-5, columns WORLD_AUS
@@ -195,8 +208,14 @@ def render_faces(
     if size < 32:
         raise ValueError(f"render_faces: size {size} is too small to draw an eye; use at least 32 pixels.")
     key = (hash_uniform(torch.as_tensor(seed).expand(n).to(device), scene.grain) * 2**32).long()
-    step = max(1, CHUNK_PIXELS // size**2)
-    with torch.no_grad():
-        parts = [_render_chunk(identity[i : i + step], intensities[i : i + step].to(device), scene[i : i + step], size, key[i : i + step], regions)
-                 for i in range(0, n, step)]  # fmt: skip
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    step = max(1, min(CHUNK_PIXELS // size**2, -(-n // threads)))
+    intensities = intensities.to(device)
+
+    def work(i: int) -> Rendered:
+        some = slice(i, i + step)
+        with torch.no_grad():
+            return _render_chunk(identity[some], intensities[some], scene[some], size, key[some], regions)
+
+    parts = _in_threads(work, list(range(0, n, step)), threads)
     return Rendered(*(torch.cat(v) if v[0] is not None else None for v in zip(*parts, strict=True)))

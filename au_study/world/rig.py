@@ -107,7 +107,7 @@ def _mouth(p: Identity, au) -> dict[str, Tensor]:
     rise = 0.150 * au(12) - 0.105 * au(15) - 0.020 * au(20) + 0.002 * au(14) + 0.02 * au(10) - 0.055 * au(26)
     skew = p.skew[:, None] * torch.tensor([-0.6, 0.6], device=p.skew.device)
     held = (1 - 0.92 * m(24)) * (1 - 0.45 * m(23)) * (1 - 0.35 * m(17))
-    gap = (0.100 * m(25) + 0.150 * m(26) + 0.02 * m(10) * m(25)) * held
+    gap = (0.125 * m(25) + 0.150 * m(26) + 0.02 * m(10) * m(25)) * held
     thin = lambda a20, a23, a24, a12: (1 - a20 * m(20)) * (1 - a23 * m(23)) * (1 - a24 * m(24)) * (1 - a12 * m(12))
     mid = p.mouth_y - 0.050 * m(17) + 0.020 * m(26) + 0.008 * m(12)
     return dict(
