@@ -25,7 +25,7 @@ from .manifests import ManifestError, load_study, project_root, results_root
 from .plan import Plan, in_words, make_plan, remaining_seconds, write_plan
 from .report import collect_tables, read_failure, states, write_report
 from .runs import Busy, RunStore, claim
-from .tables import caveat, markdown, paper_name, summary
+from .tables import brief, caveat, markdown, paper_name
 
 # %% ../../nbs/study/55_batch.ipynb #36c104ad
 def announce(
@@ -252,7 +252,7 @@ def print_tables(plan: Plan, results: Path):
         final = places('studies', name, results)['final']
         if not final.is_dir(): continue
         study, table = load_study(entry['parameters']['study']), pd.read_csv(final / 'table.csv')
-        print(f"\n{paper_name(study.paper)}, Table {study.table}: {study.title}\n{caveat(study, table)}\n{markdown(summary(study, table))}")
+        print(f"\n{paper_name(study.paper)}, Table {study.table}: {study.title}\n{caveat(study, table)}\n{'Published values in brackets.' + chr(10) if study.kind == 'statistics' else ''}{markdown(brief(study, table))}")
 
 # %% ../../nbs/study/55_batch.ipynb #722a81af
 def reproduce(

@@ -62,7 +62,7 @@ def _print_runs(plan, seen):
 # %% ../../nbs/study/60_cli.ipynb #454eb61d
 def _world(args):
     from au_study.study.data import cache_root
-    from au_study.world import FaceWorld
+    from au_study.world.world import FaceWorld
     os.environ.setdefault('AU_STUDY_CACHE', str(cache_root()))
     world = FaceWorld(preset=args.preset, seed=args.seed)
     faces = world.faceset(profile=args.profile, cache_dir=cache_root())

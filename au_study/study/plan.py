@@ -32,6 +32,7 @@ class Plan:
     name: str                                    # profile and source
     profile: str                                 # profile name
     source: str                                  # 'world' or a folder
+    title: str = ''                              # what the profile is for
     threads: int = 1                             # CPU threads of a run
     runs_per_gpu: int = 1                        # runs that share a GPU
     minutes: float | None = None                 # measured duration of the default batch
@@ -82,7 +83,7 @@ def make_plan(
     studies = [str(Path(n).resolve()) if str(n).endswith('.yaml') else str(n) for n in studies]
     source = source if source == 'world' else str(Path(source).expanduser().resolve())
     place = 'world' if source == 'world' else re.sub(r'\W+', '_', Path(source).name)
-    plan = Plan(f'{prof.name}-{place}', prof.name, source, threads or prof.threads, prof.runs_per_gpu, prof.minutes)
+    plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu, prof.minutes)
     for name in studies:
         study, rows, used = load_study(name), {}, {}
         for row in study.rows if study.kind == 'scores' else ():

@@ -88,7 +88,7 @@ STYLE = """
 h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 20px; margin: 40px 0 4px; border-top: 1px solid var(--line); padding-top: 20px } h3 { font-size: 15px; margin: 18px 0 6px }
 p, li { max-width: 78ch } .soft { color: var(--soft) } a { color: var(--world) } code { font-size: 12.5px; background: var(--band); padding: 1px 4px; border-radius: 4px; overflow-wrap: anywhere }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; margin: 8px 0 } th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { color: var(--soft); font-weight: 600 } td:first-child, th:first-child { text-align: left } tr.total td { font-weight: 650 } tbody tr:hover { background: var(--band) }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; max-width: 130px } td:first-child, th:first-child { text-align: left } tr.total td { font-weight: 650 } tbody tr:hover { background: var(--band) }
 .tag { display: inline-block; font-size: 12px; padding: 0 7px; border: 1px solid; border-radius: 9px; white-space: nowrap } .world { color: var(--world) } .real { color: var(--real) } .quoted { color: var(--quoted) }
 td.measured { font-weight: 600 } td.world { color: var(--world) } td.real { color: var(--real) } td.quoted { color: var(--quoted) } .bad { color: var(--bad) } .good { color: var(--good) }
 .bar { height: 10px; background: var(--band); border: 1px solid var(--line); border-radius: 6px; overflow: hidden; max-width: 560px } .bar div { height: 100%; background: var(--world) }
@@ -176,9 +176,9 @@ def study_html(
         quoted = wide_html(table, 'published')
         parts += ['<details><summary>Published F1 % of each AU</summary>', quoted, '</details>'] if quoted else ['<p class=soft>The published table is not transcribed here.</p>']
     else: parts.append(statistics_html(table))
-    ids = table[['protocol', 'code', 'data']].dropna().drop_duplicates()
+    ids = table[['protocol', 'code', 'data']].dropna(axis=1, how='all').dropna()
     parts.append('<p class=soft>' + _e(describe(protocol_of(study.protocol))) + '</p>')
-    parts += [f'<p class=soft>protocol <code>{_e(r.protocol)}</code> code <code>{_e(r.code)}</code> data <code>{_e(r.data)}</code></p>' for r in ids.itertuples()]
+    parts.append('<p class=soft>' + ' '.join(f'{c} ' + ' '.join(f'<code>{_e(v)}</code>' for v in ids[c].unique()) for c in ids) + '</p>')
     parts.append('<p>' + ' · '.join(f'<a href="{_e(u)}">{_e(t)}</a>' for t, u in links.items()) + '</p>')
     return ''.join(parts) + note
 
@@ -232,7 +232,7 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
     "A batch: progress, failures, one section a study."
     seen, parts = states(plan, results), []
     what = 'the face world' if plan.source == 'world' else f'data in {Path(plan.source).name}'
-    parts.append(f'<h1>{_e(plan.profile)} profile, {_e(what)}</h1>' + progress_html(plan, seen, results, slots, running) + failures_html(plan, seen, results))
+    parts.append(f'<h1>{_e(plan.profile)} profile, {_e(what)}</h1><p class=soft>{_e(plan.title)}</p>' + progress_html(plan, seen, results, slots, running) + failures_html(plan, seen, results))
     parts.append('<p>' + ' · '.join(f'<a href="#{_e(e["study"])}">{_e(paper_name(e["paper"]))} Table {_e(e["table"])}</a>' for e in plan.studies.values()) + '</p>' + LEGEND)
     for name, entry in plan.studies.items():
         final = places('studies', name, results)['final']

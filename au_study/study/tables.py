@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'pooled', 'truth_of', 'percent_table', 'published_rows', 'published_values', 'paper_name',
            'RowScores', 'row_scores', 'result_row', 'comparable', 'study_table', 'plot_averages', 'write_whole',
-           'to_csv', 'summary', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
+           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
 
 # %% ../../nbs/study/40_tables.ipynb #dd651c50
 import json
@@ -232,6 +232,18 @@ def summary(
         out['AUC'] = rows['auc'].map(_number)
         out['always yes'] = rows['always_positive'].map(_number)
     return out.assign(what=rows['kind']).reset_index(drop=True)
+
+# %% ../../nbs/study/40_tables.ipynb #5c61b98d
+def brief(
+    study: Study,         # whose table
+    table: pd.DataFrame,  # its rows
+) -> pd.DataFrame:
+    "The table as it is printed on a terminal."
+    if study.kind == 'scores': return summary(study, table)
+    def cell(r): return _number(r.measured) + (f' ({_number(r.published)})' if pd.notna(r.published) else '')
+    wide = table.assign(text=[cell(r) for r in table.itertuples()]).pivot(index='item', columns='row', values='text')
+    wide = wide.reindex(index=list(dict.fromkeys(table['item'])), columns=list(dict.fromkeys(table['row']))).fillna('–')
+    return wide.rename_axis(None, axis=1).reset_index()
 
 # %% ../../nbs/study/40_tables.ipynb #619c5722
 def per_au(
