@@ -23,7 +23,7 @@ REGIONS = ("background", "skin", "brow", "eye", "nose", "upper lip", "mouth", "l
 HEIGHT, GLOSS, GLINT = 3, 4, 5  # maps of the face; 0-2 are linear RGB
 CREASE = 14.0  # how much a hollow of the detail height darkens
 
-
+# %% ../../nbs/world/26_skin.ipynb #0efba6a1
 class Window:
     "A rectangle of pixels around a landmark: take it out, paint on it, put it back."
 
@@ -87,7 +87,7 @@ def forehead_lines(h: Tensor, x: Tensor, y: Tensor, c: FaceCurves, pixel: float)
     for k, (up, strength) in enumerate(((0.17, 0.85), (0.30, 1.0), (0.43, 0.8), (0.55, 0.45))):
         h += groove(y - bend + up + 0.006 * torch.sin(14 * x + 2 * k), strength * depth, 0.024, pixel)
 
-
+# %% ../../nbs/world/26_skin.ipynb #f1451101
 def frown_lines(h: Tensor, x: Tensor, y: Tensor, c: FaceCurves, pixel: float) -> None:
     "AU4 between the brows, AU9 at the nose root and beside it."
     e4, e9, w = c.au(4).mean(1), c.au(9).mean(1), grow(c.wrinkles)
@@ -159,7 +159,7 @@ def draw_eyeball(patch: Tensor, x: Tensor, y: Tensor, lid: tuple, c: FaceCurves,
     patch[:, GLINT] = opening * spark
     return opening
 
-
+# %% ../../nbs/world/26_skin.ipynb #f0cce0ff
 def draw_lashes(patch: Tensor, y: Tensor, lid: tuple, p: Identity, pixel: float) -> None:
     "Dark line of the upper lid, faint line and wet rim of the lower one."
     t, up, low = lid
@@ -205,7 +205,7 @@ def draw_cavity(patch: Tensor, t: Tensor, y: Tensor, lines: tuple, c: FaceCurves
     patch[:, GLOSS] += (0.5 - patch[:, GLOSS]) * opening
     return opening
 
-
+# %% ../../nbs/world/26_skin.ipynb #2cbb2d04
 def draw_lips(patch: Tensor, x: Tensor, y: Tensor, lines: tuple, c: FaceCurves, p: Identity, pores: Tensor, pixel: float) -> tuple[Tensor, Tensor]:
     "Lips; returns the coverage of the upper and the lower one."
     t, up_out, up_in, low_in, low_out = lines
@@ -246,7 +246,7 @@ def smile_fold(h: Tensor, x: Tensor, y: Tensor, c: FaceCurves, pixel: float) -> 
     h += fold((a - line) * lean, 1.25 * depth * window, 0.020, 0.15, pixel)
     h += groove((a - line) * lean, 15 * depth * window, 0.030, pixel)
 
-
+# %% ../../nbs/world/26_skin.ipynb #537f7e02
 def corner_lines(h: Tensor, x: Tensor, y: Tensor, c: FaceCurves, pixel: float) -> Tensor:
     "AU14, AU15, AU20 beside and below the corners; returns the darkness of the pits."
     right = x > 0
@@ -267,7 +267,7 @@ def corner_lines(h: Tensor, x: Tensor, y: Tensor, c: FaceCurves, pixel: float) -
     pit = torch.exp(-(dx * dx + dy * dy) * (1500 - 900 * e14))
     return (0.30 + 0.6 * e14 + 0.15 * e15) * pit
 
-
+# %% ../../nbs/world/26_skin.ipynb #9f0eb859
 def lip_tension(h: Tensor, x: Tensor, y: Tensor, lines: tuple, c: FaceCurves, pores: Tensor, pixel: float) -> None:
     "AU23 radial lines, AU24 swellings, AU17 chin."
     t, up_out, _, _, low_out = lines
@@ -297,7 +297,7 @@ def skin_maps(s: Surface, p: Identity, noise: Tensor) -> Tensor:
     maps[:, GLOSS] = 0.20 + 0.12 * s.flush.clamp(0)
     return maps
 
-
+# %% ../../nbs/world/26_skin.ipynb #05c57e7a
 def draw_beard(maps: Tensor, s: Surface, c: FaceCurves, p: Identity, noise: Tensor) -> None:
     "Beard and moustache as darker, rougher skin."
     a = s.x.abs()
@@ -312,7 +312,7 @@ def draw_beard(maps: Tensor, s: Surface, c: FaceCurves, p: Identity, noise: Tens
     maps[:, HEIGHT] += 0.008 * hair * strand
     maps[:, GLOSS] *= 1 - 0.6 * hair
 
-# %% ../../nbs/world/26_skin.ipynb #05c57e7a
+# %% ../../nbs/world/26_skin.ipynb #29d15f42
 def paint_face(s: Surface, c: FaceCurves, p: Identity, scene: Scene, marks: Tensor, light: Tensor, size: int, labels: Tensor | None) -> Tensor:
     "All maps of the face [B,6,S,S]; writes regions into `labels` where given."
     pixel = CANVAS / size
@@ -333,7 +333,7 @@ def _mark(labels: Tensor | None, window: Window, cover: Tensor, value: int) -> N
         patch = window.take(labels)
         window.put(labels, torch.where(cover > 0.5, torch.full_like(patch, value), patch))
 
-
+# %% ../../nbs/world/26_skin.ipynb #9c1328ff
 def _upper_face(maps, place, c, p, scene, marks, light, size, pixel, labels) -> None:
     "Forehead, nose root, brows, eyes."
     window = Window(marks[:, 17:27].mean(1) - marks.new_tensor([0, 0.22 * size / CANVAS]), 0.95, 2.05, size)
@@ -359,7 +359,7 @@ def _upper_face(maps, place, c, p, scene, marks, light, size, pixel, labels) -> 
         _mark(labels, window, brow, REGIONS.index("brow"))
         _mark(labels, window, opening, REGIONS.index("eye"))
 
-
+# %% ../../nbs/world/26_skin.ipynb #b76385af
 def _lower_face(maps, place, c, p, marks, size, pixel, labels) -> None:
     "Nose, folds, mouth, chin."
     window = Window(marks[:, 33] - marks.new_tensor([0, 0.30 * size / CANVAS]), 1.05, 0.95, size)

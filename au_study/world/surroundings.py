@@ -57,7 +57,7 @@ def skull(rays: Rays, r: Tensor, p: Identity, volume: Tensor, pixel: float) -> t
     normal = tuple(scale * sum(grow(r[:, i, j]) * n[j] for j in range(3)) for i in range(3))
     return cover, torch.stack(point, 1), normal
 
-
+# %% ../../nbs/world/28_surroundings.ipynb #59db583b
 def hairline(x: Tensor, y: Tensor, p: Identity, style: Tensor, jag: Tensor) -> Tensor:
     "How far a place of the head lies inside the hair (positive inside), along y."
     a = x.abs() / grow(p.face_width)
@@ -68,7 +68,7 @@ def hairline(x: Tensor, y: Tensor, p: Identity, style: Tensor, jag: Tensor) -> T
     line = front + side * side * (3 - 2 * side) * (grow(style[:, 2]) - front).clamp(0)
     return line + grow(style[:, 4]) * jag - y
 
-
+# %% ../../nbs/world/28_surroundings.ipynb #e0b0f110
 def strands(point: Tensor, tile: Tensor, p: Identity, style: Tensor) -> Tensor:
     "Hair streaks running away from the crown (or the parting) [B,S,S]."
     x, y, z = point.unbind(1)
@@ -80,7 +80,7 @@ def strands(point: Tensor, tile: Tensor, p: Identity, style: Tensor) -> Tensor:
     u, v = angle * 2.2 * (1 - curl) + curl * x * 0.8, 0.16 * dy * (1 - curl) + curl * (y * 0.7 + 0.3 * z)
     return noise_at(tile[3:], u + grow(p.texture[:, 0]) * 5, v + grow(p.texture[:, 1]) * 5)[:, 0]
 
-# %% ../../nbs/world/28_surroundings.ipynb #59db583b
+# %% ../../nbs/world/28_surroundings.ipynb #410b304a
 def draw_head(canvas, labels, rays, r, p, style, tile, pixel) -> tuple[Tensor, tuple, Tensor]:
     "Back of the head; returns hair colour, normal and streaks for the fringe."
     cover, point, normal = skull(rays, r, p, p.hair_volume * style[:, 0], pixel)
@@ -95,7 +95,7 @@ def draw_head(canvas, labels, rays, r, p, style, tile, pixel) -> tuple[Tensor, t
     labels[cover * low > 0.5] = torch.where(hair > 0.5, REGIONS.index("hair"), REGIONS.index("skin"))[cover * low > 0.5]
     return colour, normal, streak
 
-
+# %% ../../nbs/world/28_surroundings.ipynb #81af9b1f
 def fringe_cover(s: Surface, p: Identity, style: Tensor, streak: Tensor, pixel: float) -> Tensor:
     "Coverage by the hair that lies on the front of the head."
     return soft(hairline(s.x, s.y, p, style, streak), 0.08) * grow((style[:, 5] > 0).float()) * (s.cover * 4).clamp(0, 1)
@@ -145,7 +145,7 @@ def draw_body(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, chin: Ten
     blend(canvas, shirt, p.shirt[:, :, None, None] * rim[:, None], ((0.5 * u).clamp(-0.8, 0.8), torch.full_like(u, -0.35), torch.full_like(u, 0.8)), 0.03)
     labels[torch.maximum(neck, shirt) > 0.5] = REGIONS.index("neck and clothes")
 
-
+# %% ../../nbs/world/28_surroundings.ipynb #f948eeb0
 def draw_ears(canvas: Tensor, labels: Tensor, rays: Rays, r: Tensor, p: Identity, hidden: Tensor, pixel: float) -> None:
     "Both ears as tilted ellipses with a dark shell."
     pivot = p.skin.new_tensor(PIVOT)
@@ -185,7 +185,7 @@ def draw_glasses(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, pixel:
     canvas[:, :3] += (has * glare)[:, None]
     blend(canvas, has * torch.maximum(rim, torch.maximum(bridge, arms)), tone, flat, 0.6)
 
-
+# %% ../../nbs/world/28_surroundings.ipynb #8a649725
 def draw_occluder(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, scene: Scene, pixel: float) -> None:
     "A rounded bar of forearm size and skin colour before the face; everything under it is labelled background."
     if not bool((scene.occlusion > 0).any()):
