@@ -170,8 +170,8 @@ class Progress:
         if kind == 'data': return f"{count} {name} is ready"
         if kind == 'studies': return f"{count} table {self.plan.studies[name]['study']}"
         entry, seconds = self.plan.runs[name], sum(self.store.read(name, 'timing')['seconds'].values())
-        left = in_words(remaining_seconds(self.plan, self.store, self.slots, {}))
-        return f"{count} {entry['label']} {entry['dataset']} fold {entry['fold']} seed {entry['seed']}: F1 {100 * self.store.read(name)['average']['f1']:.1f} % in {seconds:.0f} s; {left} left"
+        f1, left = 100 * self.store.read(name)['average']['f1'], in_words(remaining_seconds(self.plan, self.store, self.slots))
+        return f"{count} {entry['label']} {entry['dataset']} fold {entry['fold']} seed {entry['seed']}: F1 {f1:.1f} % in {seconds:.0f} s; {left} left"
 
     def close(self): self.bar.close()
 
@@ -252,7 +252,9 @@ def print_tables(plan: Plan, results: Path):
         final = places('studies', name, results)['final']
         if not final.is_dir(): continue
         study, table = load_study(entry['parameters']['study']), pd.read_csv(final / 'table.csv')
-        print(f"\n{paper_name(study.paper)}, Table {study.table}: {study.title}\n{caveat(study, table)}\n{'Published values in brackets.' + chr(10) if study.kind == 'statistics' else ''}{markdown(brief(study, table))}")
+        print(f'\n{paper_name(study.paper)}, Table {study.table}: {study.title}\n{caveat(study, table)}')
+        if study.kind == 'statistics': print('Published values in brackets.')
+        print(markdown(brief(study, table)))
 
 # %% ../../nbs/study/55_batch.ipynb #722a81af
 def reproduce(

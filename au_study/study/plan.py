@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import statistics
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -167,13 +166,13 @@ def remaining_seconds(
     plan: Plan,           # what is to be made
     store: RunStore,      # what is there
     slots: int,           # runs at a time
-    started: dict = {},   # run id -> seconds since its start
+    started: dict | None = None,  # run id -> seconds since its start
 ) -> float | None:
     "A guess at the time left, from recorded timings; None when there are none."
     timings = read_timings(store.root)
     left = {r: expected_seconds(e, timings) for r, e in plan.runs.items() if not store.done(r)}
     if any(v is None for v in left.values()): return None
-    left = [max(v - started.get(r, 0), 1) for r, v in left.items()]
+    left = [max(v - (started or {}).get(r, 0), 1) for r, v in left.items()]
     tables = 6 * sum(not places('studies', s, store.root)['final'].is_dir() for s in plan.studies)
     return max(sum(left) / slots, max(left, default=0)) + tables / slots
 

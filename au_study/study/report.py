@@ -82,19 +82,32 @@ def cost_table(
 
 # %% ../../nbs/study/50_report.ipynb #2d088285
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #fff; --line: #d0d7de; --band: #f6f8fa; --world: #0550ae; --real: #116329; --quoted: #6e7781; --bad: #b3261e; --good: #116329; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1; --paper: #0d1117; --line: #30363d; --band: #161b22; --world: #79c0ff; --real: #7ee787; --quoted: #9da7b1; --bad: #ff8f87; --good: #7ee787; } }
-* { box-sizing: border-box } body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 1260px; padding: 24px 20px 80px }
-h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 20px; margin: 40px 0 4px; border-top: 1px solid var(--line); padding-top: 20px } h3 { font-size: 15px; margin: 18px 0 6px }
-p, li { max-width: 78ch } .soft { color: var(--soft) } a { color: var(--world) } code { font-size: 12.5px; background: var(--band); padding: 1px 4px; border-radius: 4px; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; margin: 8px 0 } th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; max-width: 130px } td:first-child, th:first-child { text-align: left } tr.total td { font-weight: 650 } tbody tr:hover { background: var(--band) }
-.tag { display: inline-block; font-size: 12px; padding: 0 7px; border: 1px solid; border-radius: 9px; white-space: nowrap } .world { color: var(--world) } .real { color: var(--real) } .quoted { color: var(--quoted) }
-td.measured { font-weight: 600 } td.world { color: var(--world) } td.real { color: var(--real) } td.quoted { color: var(--quoted) } .bad { color: var(--bad) } .good { color: var(--good) }
-.bar { height: 10px; background: var(--band); border: 1px solid var(--line); border-radius: 6px; overflow: hidden; max-width: 560px } .bar div { height: 100%; background: var(--world) }
-.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 } details summary { cursor: pointer; color: var(--soft) } pre { overflow-x: auto; font-size: 12.5px; background: var(--band); padding: 8px 12px; border-radius: 6px }
-.interval { position: relative; display: inline-block; width: 120px; height: 14px; vertical-align: middle; border-bottom: 1px solid var(--line) } .interval i { position: absolute; top: 5px; height: 4px; background: currentColor; opacity: .45 } .interval b { position: absolute; top: 2px; width: 3px; height: 10px; background: currentColor }
-"""
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #fff; --line: #d0d7de; --band: #f6f8fa; --world: #0550ae;
+  --real: #116329; --quoted: #6e7781; --bad: #b3261e; --good: #116329; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1; --paper: #0d1117; --line: #30363d; --band: #161b22; --world: #79c0ff;
+  --real: #7ee787; --quoted: #9da7b1; --bad: #ff8f87; --good: #7ee787; } }
+* { box-sizing: border-box } body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 1260px; padding: 24px 20px 80px }
+h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 20px; margin: 40px 0 4px; border-top: 1px solid var(--line); padding-top: 20px }
+h3 { font-size: 15px; margin: 18px 0 6px }
+p, li { max-width: 78ch } .soft { color: var(--soft) } a { color: var(--world) } code { font-size: 12.5px; background: var(--band); padding: 1px 4px;
+  border-radius: 4px; overflow-wrap: anywhere }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; margin: 8px 0 }
+th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; max-width: 130px }
+td:first-child, th:first-child { text-align: left } tr.total td { font-weight: 650 } tbody tr:hover { background: var(--band) }
+.tag { display: inline-block; font-size: 12px; padding: 0 7px; border: 1px solid; border-radius: 9px; white-space: nowrap }
+.world { color: var(--world) } .real { color: var(--real) } .quoted { color: var(--quoted) }
+td.measured { font-weight: 600 } td.world { color: var(--world) } td.real { color: var(--real) } td.quoted { color: var(--quoted) }
+.bad { color: var(--bad) } .good { color: var(--good) }
+.bar { height: 10px; background: var(--band); border: 1px solid var(--line); border-radius: 6px; overflow: hidden; max-width: 560px }
+.bar div { height: 100%; background: var(--world) }
+.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 }
+details summary { cursor: pointer; color: var(--soft) } pre { overflow-x: auto; font-size: 12.5px; background: var(--band); padding: 8px 12px;
+  border-radius: 6px }
+.interval { position: relative; display: inline-block; width: 120px; height: 14px; vertical-align: middle; border-bottom: 1px solid var(--line) }
+.interval i { position: absolute; top: 5px; height: 4px; background: currentColor; opacity: .45 } .interval b { position: absolute; top: 2px;
+  width: 3px; height: 10px; background: currentColor }"""
 
 # %% ../../nbs/study/50_report.ipynb #b89e72f0
 def _e(text): return html.escape(str(text))
@@ -139,7 +152,8 @@ def averages_html(study: Study, table: pd.DataFrame) -> str:
     cells = []
     for r in rows.itertuples():
         c = KIND_CLASS[r.kind]
-        pair = f'<td class="{_verdict(r.vs_low, r.vs_high)}">{_n(r.vs_reference, True)}' + (f' <span class=soft>({_n(r.vs_low, True)} … {_n(r.vs_high, True)})</span>' if pd.notna(r.vs_low) else '') + '</td>'
+        ends = f' <span class=soft>({_n(r.vs_low, True)} … {_n(r.vs_high, True)})</span>' if pd.notna(r.vs_low) else ''
+        pair = f'<td class="{_verdict(r.vs_low, r.vs_high)}">{_n(r.vs_reference, True)}{ends}</td>'
         own = 'reference' if r.row == study.reference and r.kind in ('world', 'real') else None
         cells.append([_e(r.row), f'<td>{tag(r.kind)}</td>', f'<td class="measured {c}">{_n(r.measured)}</td>', f'<td class="{c}">{interval_bar(r.measured, r.low, r.high, start, stop)} '
                       + (f'{_n(r.low)} … {_n(r.high)}' if pd.notna(r.low) else '–') + '</td>', f'<td class=quoted>{_n(r.published)}</td>', f'<td>{_n(r.difference, True)}</td>',
@@ -169,7 +183,8 @@ def study_html(
 ) -> str:
     "A section of the page."
     parts = [f'<h2 id="{_e(study.name)}">{_e(paper_name(study.paper))}, Table {_e(study.table)}: {_e(study.title)}</h2>']
-    if table is None: return ''.join([*parts, f'<p class=soft>{_e({"missing": "Waits for its runs.", "running": "Being put together.", "failed": "Failed; see above."}.get(status, ""))}</p>', note])
+    waiting = {'missing': 'Waits for its runs.', 'running': 'Being put together.', 'failed': 'Failed; see above.'}
+    if table is None: return ''.join([*parts, f'<p class=soft>{_e(waiting.get(status, ""))}</p>', note])
     parts.append(f'<p>{_e(caveat(study, table))}</p>')
     if study.kind == 'scores':
         parts += [averages_html(study, table), '<details open><summary>Measured F1 % of each AU</summary>', wide_html(table, 'measured') or '<p class=soft>Nothing measured.</p>', '</details>']

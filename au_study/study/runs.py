@@ -18,7 +18,7 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -26,8 +26,8 @@ from pathlib import Path
 import pandas as pd
 
 import au_study
-from .data import data_id, digest
-from .manifests import ManifestError, Profile, StudyRow, check_keys, results_root
+from .data import digest
+from .manifests import ManifestError, check_keys, results_root
 from .protocol import Protocol, protocol_of
 
 # %% ../../nbs/study/30_runs.ipynb #c16c50ea

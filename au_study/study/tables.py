@@ -8,7 +8,6 @@ __all__ = ['COLUMNS', 'WORDS', 'pooled', 'truth_of', 'percent_table', 'published
            'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
 
 # %% ../../nbs/study/40_tables.ipynb #dd651c50
-import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pandas as pd
 from ..faces.frames import KEYS, occurrence
 from ..scoring.occurrence import f1_table
 from ..scoring.significance import f1_intervals, paired_f1_table
-from .data import DataChanged, data_id, read_record
+from .data import DataChanged, read_record
 from .manifests import Study, StudyRow
 from .protocol import Protocol, one_protocol, protocol_of
 from .runs import RunStore
@@ -294,7 +293,9 @@ def table_markdown(
             if len(wide.columns): parts += [f'## {title}', markdown(wide.reset_index())]
     ids = table[['protocol', 'code', 'data']].dropna().drop_duplicates()
     parts += [f'Protocol `{r.protocol}`, code `{r.code}`, data `{r.data}`.' for r in ids.itertuples()]
-    if study.kind == 'scores': parts += [f'Intervals: subjects drawn with replacement, 95 %. `vs {study.reference}`: the same subjects drawn for both rows. `always yes`: F1 of a detector that says yes to every frame.']
+    if study.kind == 'scores':
+        parts.append(f'Intervals: subjects drawn with replacement, 95 %. `vs {study.reference}`: the same subjects drawn for both rows. '
+                     '`always yes`: F1 of a detector that says yes to every frame.')
     return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/study/40_tables.ipynb #1d3d6c2d
