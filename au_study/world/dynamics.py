@@ -466,8 +466,8 @@ def event_shape(
 
 # %% ../../nbs/world/40_dynamics.ipynb #a39b8680
 def apex_share(rank, mean):
-    "Quantile of Beta(3 mean, 3 (1 - mean)) at each rank: how far an event climbs, 0-1."
-    return betaincinv(3 * mean, 3 * (1 - mean), rank)
+    "Quantile of Beta(5 mean, 5 (1 - mean)) at each rank: how far an event climbs, 0-1."
+    return betaincinv(5 * mean, 5 * (1 - mean), rank)
 
 
 def solve_apex(shape, number, rank, border, wanted):
@@ -476,7 +476,7 @@ def solve_apex(shape, number, rank, border, wanted):
     low, high = 0.03, 0.97
     for _ in range(20):
         mean = (low + high) / 2
-        reached = border + 0.15 + ((4.85 - border) * apex_share(rank, mean) * weight).sum()
+        reached = border + ((0.5 + (4.5 - border) * apex_share(rank, mean)) * weight).sum()
         low, high = (mean, high) if reached < wanted else (low, mean)
     return mean
 
@@ -491,10 +491,10 @@ def intensity_curve(cohort: Cohort, k: int) -> np.ndarray:  # float32 [S*V, T]
     shape, (number, _) = event_shape(Z, active, cohort.u[k], rise, fall), _events(active)
     rank = apex_rank(Z, active, cohort.u[k])
     share = apex_share(rank, 0.5) if trace else apex_share(rank, solve_apex(shape[active], number[active], rank, border, cohort.targets.intensity[k]))
-    apex = 0.15 + (0.7 if trace else 4.85 - border) * share  # above the border
+    apex = 0.15 + 0.7 * share if trace else 0.5 + (4.5 - border) * share  # above the border
     since, until = _distances(active)
     flank = border * np.maximum(_smoothstep(1 - since / (1 + fall / 2)), _smoothstep(1 - until / (1 + rise / 2)))
-    inside = border + 1e-3 + shape * apex[np.maximum(number, 0)]
+    inside = np.minimum(border + 1e-3 + shape * apex[np.maximum(number, 0)], 5.0)
     return np.where(active, inside, np.minimum(flank, border - 1e-3)).astype(np.float32)
 
 # %% ../../nbs/world/40_dynamics.ipynb #3a4115e7

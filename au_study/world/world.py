@@ -251,7 +251,7 @@ def _render_rows(self, truth, recipe, cache, batch, device, progress):
     "Append the crops of all rows of `truth` that the cache lacks."
     scene = scenes_of(self.preset, self.seed, truth)
     number = truth["subject"].str[1:].astype(int).to_numpy() - 1
-    rows = torch.as_tensor(truth[[f"AU{a}" for a in WORLD_AUS]].to_numpy(np.float32))
+    rows = torch.from_numpy(truth[[f"AU{a}" for a in WORLD_AUS]].to_numpy(np.float32, copy=True))
     people = self.people(range(number.max() + 1)).to(device)
     with tqdm(total=len(truth), initial=cache.done, desc=f"rendering {self.preset.name}", unit="face", disable=not progress, mininterval=1.0) as bar:
         for i in range(cache.done, len(truth), batch):
