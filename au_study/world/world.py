@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wander', 'events', 'saccades', 'video_scenes', 'world_sizes', 'world_folds', 'world_card', 'close_up', 'FaceWorld',
-           'intensity_rows', 'scenes_of', 'source_hash', 'cache_root']
+           'intensity_rows', 'scenes_of', 'world_modules', 'source_hash', 'cache_root']
 
 # %% ../../nbs/world/50_world.ipynb #bd201ca1
 import ast
@@ -214,7 +214,7 @@ def intensity_rows(
         foreign = sorted({a for d in given for a in d} - set(WORLD_AUS))
         if foreign: raise PresetError(f"The world has no AU {foreign}; it has {WORLD_AUS}.")
         intensities = [[d.get(a, 0.0) for a in WORLD_AUS] for d in given]
-    rows = torch.as_tensor(np.asarray(intensities) if not torch.is_tensor(intensities) else intensities, dtype=torch.float32)
+    rows = (intensities if torch.is_tensor(intensities) else torch.tensor(np.array(intensities, np.float32))).float()
     rows = rows[None] if rows.ndim == 1 else rows
     return rows.expand(n, -1) if len(rows) == 1 else rows
 
@@ -263,14 +263,19 @@ def _render_rows(self, truth, recipe, cache, batch, device, progress):
             bar.update(len(made.images))
 
 # %% ../../nbs/world/50_world.ipynb #ddab7dc3
-_SOURCES = tuple(f"au_study.{m}" for m in ("faces.alignment", "world.identity", "world.rig", "world.renderer", "world.dynamics", "world.world"))
+def world_modules() -> tuple[str, ...]:
+    "Modules that decide what a rendered FaceSet holds: all of this chapter but the gallery, and the alignment."
+    folder = Path(importlib.util.find_spec("au_study.world").origin).parent
+    return ("au_study.faces.alignment", *(f"au_study.world.{p.stem}" for p in sorted(folder.glob("[a-z]*.py")) if p.stem != "gallery"))
 
 
 @cache
-def source_hash(modules=_SOURCES) -> str:
-    "Hash of the code of some modules; comments do not count."
+def source_hash(
+    modules: tuple[str, ...] | None = None,  # names; None: `world_modules()`
+) -> str:
+    "Hash of the code of some modules as it was when first asked; comments do not count."
     h = hashlib.sha256()
-    for m in modules: h.update(ast.dump(ast.parse(Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8"))).encode())
+    for m in modules or world_modules(): h.update(ast.dump(ast.parse(Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8"))).encode())
     return h.hexdigest()
 
 
