@@ -67,7 +67,7 @@ def au_sheet(
 ) -> Image.Image:
     "Rows of AUs, columns of intensities."
     rows = [{a: float(v)} for a in aus for v in levels]
-    faces = face_part(world.render([identity], rows, size=size))
+    faces = face_part(world.render([identity], rows, size=size), 0.56)
     names = [f"AU{a} {AUS[a].name.split()[0].lower()}" for a in aus]
     return contact_sheet(faces.reshape(len(aus), len(levels), *faces.shape[1:]), names, levels, label=96)
 
