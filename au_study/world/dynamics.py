@@ -11,11 +11,9 @@ __all__ = ['PresetError', 'manifests', 'Preset', 'load_preset', 'joint_tail', 'l
            'preset_report', 'summarise_report']
 
 # %% ../../nbs/world/40_dynamics.ipynb #495cbccc
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from scipy.fft import irfft, next_fast_len
 from scipy.special import betaincinv, ndtr, ndtri
 
 import au_study
-from ..faces.frames import KEYS, label_columns
+from ..faces.frames import KEYS
 from ..faces.statistics import label_statistics, pcc
 from .identity import WORLD_AUS
 

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from ..faces.alignment import FivePointCrop, crop_faces
 from ..faces.cache import CropCache, CropCacheError
 from ..faces.faceset import DatasetCard, FaceSet
-from ..faces.frames import KEYS
 from .dynamics import Coder, Preset, PresetError, code_labels, load_preset, manifests, preset_report, simulate_labels, subject_names
 from .identity import WORLD_AUS, Identity, hash_uniform, identities
 from .renderer import Rendered, Scene, project_landmarks, render_faces, rotation
