@@ -86,7 +86,7 @@ class Profile:
     labels: str = 'full'                             # tables about labels alone: 'full' cohort of the world, or its 'own' sizes
     minutes: float | None = None                     # measured duration of the default batch, for a first estimate
     world: dict = field(default_factory=dict)        # sizes of the face world
-    estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides
+    estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters
 
 # %% ../../nbs/study/20_manifests.ipynb #9b65526d
 def load_profile(
