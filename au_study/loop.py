@@ -90,7 +90,8 @@ def resolve_device(
     cuda = torch.cuda.is_available()
     if isinstance(device, int) and not isinstance(device, bool):
         world = int(os.environ.get("WORLD_SIZE", 1))
-        if device < 1 or device != world: raise ValueError(f"device={device} asks for {device} processes and there are {world}. Start the script with: torchrun --nproc_per_node {max(device, 1)} script.py")
+        if device < 1 or device != world:
+            raise ValueError(f"device={device} asks for {device} processes and there are {world}. Start the script with: torchrun --nproc_per_node {max(device, 1)} script.py")
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
     if device == "auto": return torch.device("cuda:0" if cuda else "cpu")
     try: found = torch.device(device)

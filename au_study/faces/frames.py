@@ -169,6 +169,10 @@ def write_frames(
     return path
 
 # %% ../../nbs/faces/10_frames.ipynb #40bb38e9
+# digits as written: what pandas does by itself from 3.1 on, and what older versions must be told
+_EXACT = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+
+
 def read_frames(
     path,  # .csv or .parquet with the key columns and AU columns
     aus=None,  # AU numbers that must be there; None: all
@@ -182,7 +186,7 @@ def read_frames(
     if path.suffix == ".csv":
         head = pd.read_csv(path, nrows=0).columns
         na = {c: ["", "NaN", "nan"] for c in head if c not in KEYS}
-        frames = pd.read_csv(path, dtype={k: str for k in ("subject", "video")}, keep_default_na=False, na_values=na, float_precision="round_trip")
+        frames = pd.read_csv(path, dtype={k: str for k in ("subject", "video")}, keep_default_na=False, na_values=na, **_EXACT)
     else: frames = pd.read_parquet(path)
     try: return check_frames(frames, aus, kind)
     except FrameTableError as e: raise FrameTableError(f"{path.name}: {e}") from None
