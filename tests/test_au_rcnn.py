@@ -7,7 +7,7 @@ import torch
 from au_study.au_rcnn import partition as p
 from au_study.au_rcnn.estimator import AURCNN, FaceCNN, paper_trainer
 from au_study.au_rcnn.network import AURCNNNet, backbone_parts, merge_logits, roi_loss
-from au_study.batches import blob_faces
+from au_study.training.batches import blob_faces
 from au_study.facs import schematic_face
 from au_study.nets.roi import roi_align, roi_pool
 

@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 
-from au_study.batches import blob_faces
+from au_study.training.batches import blob_faces
 from au_study.study.batch import check_notebooks
 from au_study.study.launch import UnknownParameter, check_parameters
 from au_study.study.manifests import ManifestError, load_study, study_names

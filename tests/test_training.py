@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from au_study.batches import blob_faces
+from au_study.training.batches import blob_faces
 from au_study.faces.augment import Augment
 from au_study.faces.faceset import FaceSet
 from au_study.training import AUEstimator, CheckpointError, ModelFileError, PriorEstimator, Trainer, masked_bce
@@ -22,7 +22,7 @@ from au_study.training import AUEstimator, CheckpointError, ModelFileError, Prio
 PROGRAM = '''
 import sys, torch
 from torch import nn
-from au_study.batches import blob_faces
+from au_study.training.batches import blob_faces
 from au_study.faces.augment import Augment
 from au_study.training import AUEstimator, Trainer, masked_bce
 
@@ -266,7 +266,7 @@ def test_incomplete_model_and_unknown_class_are_refused(net, tmp_path, program):
 def test_saved_model_is_whole_or_absent(tmp_path, monkeypatch):
     prior = PriorEstimator().fit(blob_faces())
     prior.save(tmp_path / "model")
-    monkeypatch.setattr("au_study.training.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("au_study.training.estimator.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"): prior.save(tmp_path / "model", overwrite=True)
     with pytest.raises(OSError, match="disk full"): prior.save(tmp_path / "other")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -285,7 +285,7 @@ def test_two_processes_train_as_one(tmp_path):
     program.write_text("""
 import sys
 from torch import nn
-from au_study.batches import blob_faces
+from au_study.training.batches import blob_faces
 from au_study.training import AUEstimator, Trainer, masked_bce
 class Linear(AUEstimator):
     def build(self, faces): return nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
