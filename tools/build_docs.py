@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSED, SOURCE, SITE = ROOT / "_proc", ROOT / "build" / "docs_source", ROOT / "_docs"
 PARTS = {  # heading of the navigation -> what stands under it, in this order; a new folder joins the last part until it is named here
-    "Ground floor": ["facs", "faces", "world", "datasets", "nets", "scoring", "batches", "loop", "training"],
+    "Ground floor": ["facs", "faces", "world", "datasets", "nets", "scoring", "training"],
     "Papers": ["au_rcnn", "re_net", "aunet", "pairwise", "static_dynamic"],
     "Studies": ["study", "reproduce"],
     "About the kit": []}
