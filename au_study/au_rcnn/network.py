@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/au_rcnn/20_network.ipynb #d482f02b
-from .partition import au_boxes, groups_for, roi_membership
+from .partition import au_boxes, roi_membership
 from ..nets.fpn import FPN, canonical_size, pyramid_pool
 from ..nets.resnet import ResNet, scaled_channels
 from ..nets.roi import roi_align, roi_pool
