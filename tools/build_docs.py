@@ -22,7 +22,7 @@ PARTS = {  # heading of the navigation -> what stands under it, in this order; a
     "Papers": ["au_rcnn", "re_net", "aunet", "pairwise", "static_dynamic"],
     "Studies": ["study", "reproduce"],
     "About the kit": []}
-CHAPTERS = {"faces": "Faces", "world": "The face world", "datasets": "Data sets", "nets": "Networks", "scoring": "Scoring",
+CHAPTERS = {"faces": "Faces", "world": "The face world", "datasets": "Data sets", "nets": "Networks", "scoring": "Scoring", "training": "Training",
             "au_rcnn": "AU R-CNN", "re_net": "RE-Net", "aunet": "AUNet", "pairwise": "Pairwise", "static_dynamic": "Static and dynamic",
             "study": "Study", "reproduce": "Experiments"}
 
