@@ -24,10 +24,10 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from .batches import BatchSource, FaceBatch, masked_bce, schematic_landmarks, seeded
+from .batches import BatchSource, masked_bce, schematic_landmarks, seeded
 from ..faces.faceset import DatasetCard, FaceSet
 from ..faces.frames import KEYS
-from .loop import CheckpointError, History, Trainer, mean_f1
+from .loop import History, Trainer, mean_f1
 
 # %% ../../nbs/training/30_estimator.ipynb #3787c255
 __all__ = ["AUEstimator", "PriorEstimator", "ModelFileError"]
