@@ -250,3 +250,13 @@ def test_estimators_fit_predict_save_and_load(tmp_path):
         model.save(tmp_path / type(model).__name__)
         assert type(model).load(tmp_path / type(model).__name__).predict_scores(test).equals(scores)
     assert AURCNN(test_boxes='mean').training_id() == AURCNN().training_id()
+
+
+def test_label_fetch_is_the_printed_one():
+    "Table 2's marks, typed again: the boxes that show an AU are its group's own and those of the groups that fetch it."
+    shown = {1: ["g1L", "g1R", "g2"], 4: ["g2"], 6: ["g3"], 9: ["g3", "g4"], 12: ["g5", "g6"], 25: ["g5", "g6"], 17: ["g6", "g7"], 23: ["g5", "g6", "g8"]}
+    aus = sorted(shown)
+    members, names = p.roi_membership(aus), p.box_names(aus)
+    for k, au in enumerate(aus):
+        assert [n for n, member in zip(names, members[:, k]) if member] == sorted(shown[au], key=names.index), f"AU{au}"
+    assert (p.roi_membership(aus, fetch=False).sum(0) == [2 if au == 1 else 1 for au in aus]).all()
