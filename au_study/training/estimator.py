@@ -24,7 +24,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from .batches import BatchSource, masked_bce, schematic_landmarks, seeded
+from .batches import BatchSource, masked_bce, seeded
+from ..facs import schematic_face
 from ..faces.faceset import DatasetCard, FaceSet
 from ..faces.frames import KEYS
 from .loop import History, Trainer, mean_f1
@@ -232,7 +233,7 @@ def _blank_faces(card, size):
     "Two grey frames that stand in for the training set."
     table = pd.DataFrame({"subject": ["a", "b"], "video": "v", "frame": 0})
     table[[f"AU{a}" for a in card.aus]] = np.repeat([[1.0], [0.0]], len(card.aus), 1) * (5 if card.kind == "intensity" else 1)
-    marks = np.stack([schematic_landmarks(size)] * 2)
+    marks = np.stack([schematic_face(size - 1)] * 2)
     return FaceSet(table, np.full((2, size, size, 3), 128, np.uint8), marks, card)
 
 
