@@ -9,8 +9,6 @@ __all__ = ['FORMAT', 'FaceSetError', 'DatasetCard', 'CropView', 'FaceSet']
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .frames import KEYS, FrameTableError, check_frames, read_frames, write_frames
+from ..files import whole_folder
 
 # %% ../../nbs/faces/20_faceset.ipynb #ca7e103f
 __all__ = ["DatasetCard", "FaceSetError", "CropView", "FaceSet"]
@@ -42,8 +41,10 @@ class DatasetCard:
     licence: str  # terms in a few words
     homepage: str = ""  # where it is applied for
     notes: str = ""  # anything else
+    publishable: tuple[str, ...] = ()  # what the agreement lets one publish, in words; () of real faces: no picture
 
     def __post_init__(self):
+        object.__setattr__(self, "publishable", (self.publishable,) if isinstance(self.publishable, str) else tuple(map(str, self.publishable)))
         object.__setattr__(self, "aus", tuple(int(a) for a in self.aus))
         object.__setattr__(self, "folds", tuple(tuple(map(str, f)) for f in self.folds))
         tested, top = [s for f in self.folds for s in f], 5 if self.kind == "intensity" else 1
@@ -291,14 +292,7 @@ def save(
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         if manifest.exists() and json.loads(manifest.read_text()).get("fingerprint") == self.fingerprint: return folder
         raise FileExistsError(f"{folder} holds something else already; choose another folder, or replace it with overwrite=True.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write_parts(self, aside)
-        os.chmod(aside, 0o755)
-        if overwrite and folder.exists(): os.replace(folder, old := aside.with_name(aside.name + "-old")); shutil.rmtree(old)
-        os.replace(aside, folder)
-    finally: shutil.rmtree(aside, ignore_errors=True)
+    with whole_folder(folder, replace=folder.exists()) as aside: _write_parts(self, aside)
     return folder
 
 # %% ../../nbs/faces/20_faceset.ipynb #01efb042

@@ -7,14 +7,14 @@ __all__ = ['KEYS', 'LABEL_RANGES', 'FrameTableError', 'label_columns', 'frame_sc
            'write_frames', 'read_frames']
 
 # %% ../../nbs/faces/10_frames.ipynb #560cf7d6
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
+
+from ..files import whole_file
 
 # %% ../../nbs/faces/10_frames.ipynb #2b34c508
 __all__ = ["KEYS", "LABEL_RANGES", "FrameTableError", "label_columns", "frame_schema", "check_frames", "occurrence", "read_frames", "write_frames"]
@@ -158,14 +158,7 @@ def write_frames(
     "Write a frame table whole or not at all."
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"): raise ValueError(f"{path.name}: the suffix must be .csv or .parquet.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        (frames.to_csv if path.suffix == ".csv" else frames.to_parquet)(aside, index=False)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    finally: Path(aside).unlink(missing_ok=True)
+    with whole_file(path) as aside: (frames.to_csv if path.suffix == ".csv" else frames.to_parquet)(aside, index=False)
     return path
 
 # %% ../../nbs/faces/10_frames.ipynb #40bb38e9
