@@ -129,7 +129,7 @@ class Study:
     protocol: dict = field(default_factory=dict)    # keys of study.protocol.Protocol
     metric: str = 'f1'                              # what the table prints
     reference: str | None = None                    # row that the others are compared with, in pairs
-    statistic: str | None = None                    # kind 'statistics': name in study.statistics
+    statistic: str | None = None                    # kind 'statistics': name in the statistics registry
     options: dict = field(default_factory=dict)     # kind 'statistics': its arguments
     default: bool = False                           # part of the batch when no study is named
     note: str = ''                                  # what the table is not; printed with it

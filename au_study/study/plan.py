@@ -22,7 +22,7 @@ from .launch import places
 from .manifests import Profile, Study, load_profile, load_study, project_root
 from .protocol import protocol_of
 from .runs import Run, RunStore, make_run, parent_of
-from .tables import write_whole
+from ..files import write_text
 
 # %% ../../nbs/study/45_plan.ipynb #aeb5c243
 @dataclass
@@ -141,9 +141,9 @@ def write_plan(
             place = places(kind, name, results)
             if place['final'].is_dir(): continue
             given = entry.get('parameters') or {'data': entry['spec'], 'source': plan.source, 'results': str(results), 'out': str(place['out'])}
-            write_whole(place['parameters'], yaml.safe_dump(given, sort_keys=False))
+            write_text(place['parameters'], yaml.safe_dump(given, sort_keys=False))
     path = Path(results) / 'plans' / f'{plan.name}.json'
-    write_whole(path, json.dumps(asdict(plan), indent=1))
+    write_text(path, json.dumps(asdict(plan), indent=1))
     return path
 
 def read_plan(

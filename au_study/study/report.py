@@ -21,7 +21,8 @@ from .manifests import Study, load_study, results_root
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore, held
-from .tables import WORDS, caveat, paper_name, per_au, write_whole
+from ..files import write_text
+from .tables import WORDS, caveat, paper_name, per_au
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
 def state(
@@ -63,9 +64,9 @@ def collect_tables(
         source = places('studies', name, results)['final']
         for kind in ('csv', 'md'):
             target = folder / f"{entry['study']}.{kind}"
-            if source.is_dir(): write_whole(target, (source / f'table.{kind}').read_text(encoding='utf-8'))
+            if source.is_dir(): write_text(target, (source / f'table.{kind}').read_text(encoding='utf-8'))
             else: target.unlink(missing_ok=True)
-        if entry['rows'] and source.is_dir(): write_whole(folder / f"{entry['study']}.cost.csv", cost_table(entry['rows'], results).to_csv(index=False))
+        if entry['rows'] and source.is_dir(): write_text(folder / f"{entry['study']}.cost.csv", cost_table(entry['rows'], results).to_csv(index=False))
 
 # %% ../../nbs/study/50_report.ipynb #da735130
 def cost_table(
@@ -275,7 +276,7 @@ def write_report(
     renew = '<meta http-equiv="refresh" content="5">' if running else ''
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{renew}'
             f'<title>au_study results</title><style>{STYLE}</style></head><body>{body}</body></html>')
-    write_whole(results / 'index.html', page)
+    write_text(results / 'index.html', page)
     return results / 'index.html'
 
 # %% ../../nbs/study/50_report.ipynb #719a2dc2

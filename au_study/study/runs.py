@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 import au_study
+from ..files import remove_whole
 from .data import digest
 from .manifests import ManifestError, check_keys, results_root
 from .protocol import Protocol, protocol_of
@@ -222,10 +222,7 @@ class RunStore:
     def scores(self, run_id: str) -> pd.DataFrame: return pd.read_parquet(self.path(run_id) / 'scores.parquet')
     def forget(self, run_id: str):
         "Remove a finished run, in one step for whoever looks."
-        gone = self.root / 'work' / f'.gone-{run_id}-{os.getpid()}'
-        gone.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path(run_id), gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_whole(self.path(run_id))
 
 # %% ../../nbs/study/30_runs.ipynb #fcd4739a
 def publish(

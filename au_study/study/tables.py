@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'pooled', 'truth_of', 'percent_table', 'published_rows', 'published_values', 'paper_name',
-           'RowScores', 'row_scores', 'result_row', 'comparable', 'study_table', 'plot_averages', 'write_whole',
-           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
+           'RowScores', 'row_scores', 'result_row', 'comparable', 'study_table', 'plot_averages', 'to_csv', 'summary',
+           'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
 
 # %% ../../nbs/study/40_tables.ipynb #dd651c50
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..faces.frames import KEYS, occurrence
+from ..files import write_text
 from ..scoring.occurrence import f1_table
 from ..scoring.significance import f1_intervals, paired_f1_table
 from .data import DataChanged, read_record
@@ -196,13 +196,6 @@ def plot_averages(
     return figure
 
 # %% ../../nbs/study/40_tables.ipynb #30008b50
-def write_whole(path: Path, text: str):
-    "Write a text file so that a reader sees the old or the new one, never half."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    aside.write_text(text, encoding='utf-8')
-    os.replace(aside, path)
-
 def to_csv(
     table: pd.DataFrame,  # rows of a study
 ) -> str:
@@ -305,5 +298,5 @@ def write_table(
     out: str | Path,      # folder
 ):
     "Write `table.csv` and `table.md`."
-    write_whole(Path(out) / 'table.csv', to_csv(table))
-    write_whole(Path(out) / 'table.md', table_markdown(study, table))
+    write_text(Path(out) / 'table.csv', to_csv(table))
+    write_text(Path(out) / 'table.md', table_markdown(study, table))
