@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -53,12 +53,16 @@ class FaceBatch:
     labels: torch.Tensor       # occurrence 0, 1 or NaN [B, K], of the frame at offset 0
     intensities: torch.Tensor  # intensity or NaN [B, K], of the frame at offset 0
     rows: torch.Tensor         # int64 row in the FaceSet [B]
+    clip: torch.Tensor | None = None         # int64 rows of the frames of each clip [B, T]
+    clip_labels: torch.Tensor | None = None  # occurrence of each frame of the clip [B, T, K]
+    derived: dict = field(default_factory=dict)  # name -> what the method derived from the faces [B, ...]; [B, T, ...] with several offsets
 
     def __len__(self): return len(self.rows)
 
     def to(self, device):
         "The batch on another device."
-        return FaceBatch(*(getattr(self, f).to(device, non_blocking=True) for f in self.__dataclass_fields__))
+        def move(v): return {k: move(x) for k, x in v.items()} if isinstance(v, dict) else None if v is None else v.to(device, non_blocking=True)
+        return FaceBatch(**{f: move(getattr(self, f)) for f in self.__dataclass_fields__})
 
 # %% ../../nbs/training/10_batches.ipynb #9f9eadb3
 class BatchSource:
@@ -69,6 +73,7 @@ class BatchSource:
         device="cpu",          # where batches are made
         ram_gb=1.0,            # crops no larger than this are held in memory whole
         channels_last=False,   # memory layout of the images
+        derive=None,           # function of a FaceSet that gives {name: array [N, ...]}, such as optical flow; None: nothing
     ):
         if not len(offsets): raise ValueError("offsets is empty; use (0,) for single frames.")
         self.faces, self.device, self.channels_last = faces, torch.device(device), channels_last
@@ -77,7 +82,9 @@ class BatchSource:
         self.landmarks, self.labels, self.intensities = tensor(faces.landmarks), tensor(faces.labels()), tensor(faces.intensities())
         cells = np.isfinite(faces.labels()).sum(1)
         self.cells = cells if cells.any() else np.ones(len(faces), int)                                # [N] labelled cells of each row
-        self.crops = faces.crops
+        self.crops, self.derived = faces.crops, derive(faces) if derive else {}
+        wrong = [k for k, v in self.derived.items() if len(v) != len(faces)]
+        if wrong: raise ValueError(f"derived {', '.join(wrong)}: one entry a frame is needed, {len(faces)} in all, found {', '.join(str(len(self.derived[k])) for k in wrong)}.")
         self.held = torch.from_numpy(np.array(faces.crops)).to(self.device) if np.prod(faces.crops.shape) <= ram_gb * 1e9 else None
 
     def __len__(self): return len(self.index)
@@ -89,6 +96,12 @@ def _pixels(source, index):
     unique, inverse = np.unique(index, return_inverse=True)
     read = torch.from_numpy(np.ascontiguousarray(source.crops[unique])).to(source.device, non_blocking=True)
     return read[torch.from_numpy(inverse).to(source.device)]
+
+
+def _gather(array, index):
+    "Rows of an array, which may be a memory map, as a tensor [*index.shape, ...]; each row is read once, in ascending order."
+    unique, inverse = np.unique(index, return_inverse=True)
+    return torch.from_numpy(np.ascontiguousarray(array[unique]))[torch.from_numpy(inverse.reshape(index.shape))]
 
 
 def _batch(
@@ -104,7 +117,9 @@ def _batch(
     marks = self.landmarks[torch.from_numpy(index).to(self.device)]                                # [B, T, 68, 2]
     if index.shape[1] == 1: marks = marks[:, 0]
     else: image = image.unflatten(0, index.shape)                                                  # [B, T, 3, S, S]
-    return FaceBatch(image, marks, self.labels[at], self.intensities[at], at)
+    clip = torch.from_numpy(index).to(self.device)
+    derived = {k: _gather(v, index if index.shape[1] > 1 else index[:, 0]).to(self.device) for k, v in self.derived.items()}
+    return FaceBatch(image, marks, self.labels[at], self.intensities[at], at, clip, self.labels[clip], derived)
 
 BatchSource.batch = _batch
 

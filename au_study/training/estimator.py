@@ -9,10 +9,7 @@ __all__ = ['AUEstimator', 'PriorEstimator', 'ModelFileError']
 import hashlib
 import importlib
 import json
-import os
-import shutil
 import sys
-import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from torch import nn
 
 from .batches import BatchSource, masked_bce, seeded
 from ..facs import schematic_face
+from ..files import whole_folder
 from ..faces.faceset import DatasetCard, FaceSet
 from ..faces.frames import KEYS
 from .loop import History, Trainer, mean_f1
@@ -38,6 +36,7 @@ class AUEstimator(BaseEstimator):
     "Base of every method: subclasses write `build`, `loss` and `scores`."
     offsets = (0,)          # frames around each row that a batch holds; a subclass may make it a property
     score_threshold = 0.5   # lowest score that counts as occurrence when the epoch is chosen; intensities need the card's threshold
+    derive = None           # a subclass that feeds on more than pixels defines derive(self, faces) -> {name: array [N, ...]}; see `FaceBatch.derived`
     predict_only = ()       # names of parameters that change prediction only, so that such estimators can share one training
 
     def __init__(self,
@@ -109,7 +108,7 @@ def _fit(
     if not len(faces): raise ValueError("There is no frame to train on.")
     trainer = self.trainer_in_use()
     with seeded(trainer.seed, "weights"): module = self.build(faces)
-    self.history_ = trainer.fit(module, faces, self.loss, self.scores, self.offsets, select_on, workdir, self.score_threshold, self.training_id())
+    self.history_ = trainer.fit(module, faces, self.loss, self.scores, self.offsets, select_on, workdir, self.score_threshold, self.training_id(), self.derive)
     self.module_, self.aus_, self.card_, self.size_ = module.cpu().eval(), tuple(faces.aus), faces.card, int(faces.crops.shape[1])
     return self
 
@@ -131,7 +130,7 @@ def _predict_scores(
     if not hasattr(self, "module_"): raise NotFittedError(f"This {type(self).__name__} is not fitted yet. Call fit(faces), or load a saved one.")
     size = int(faces.crops.shape[1])
     if size != self.size_: raise ValueError(f"The crops are {size} px and training used {self.size_} px. Crop the faces with the recipe of the training set.")
-    scores = self.trainer_in_use().predict(self.module_, faces, self.scores, self.offsets)
+    scores = self.trainer_in_use().predict(self.module_, faces, self.scores, self.offsets, self.derive)
     if scores.shape[1] != len(self.aus_): raise ValueError(f"scores gave {scores.shape[1]} columns for {len(self.aus_)} AUs {self.aus_}.")
     table = faces.frames[list(KEYS)].reset_index(drop=True)
     return pd.concat([table, pd.DataFrame(scores.astype(float), columns=[f"AU{a}" for a in self.aus_])], axis=1)
@@ -183,21 +182,13 @@ def _save(
 ) -> Path:            # the folder
     "Write the fitted estimator whole or not at all; raises FileExistsError, or NotFittedError before fit."
     if not hasattr(self, "module_"): raise NotFittedError(f"This {type(self).__name__} is not fitted yet; there is nothing to save.")
-    folder = Path(folder)
-    if folder.exists() and not overwrite: raise FileExistsError(f"{folder.name} exists already. Choose another folder, or pass overwrite=True.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    if Path(folder).exists() and not overwrite: raise FileExistsError(f"{Path(folder).name} exists already. Choose another folder, or pass overwrite=True.")
+    with whole_folder(folder, replace=overwrite) as aside:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.module_.state_dict().items()}, aside / "weights.safetensors")
         record = {"format": 1, **_encode(self), "aus": list(self.aus_), "size": self.size_, "card": json.loads(self.card_.to_json()), "history": self.history_.record(),
                   "weights_sha256": _digest((aside / "weights.safetensors").read_bytes()), "versions": {"torch": torch.__version__, "au_study": importlib.import_module("au_study").__version__}}
         (aside / "estimator.json").write_text(json.dumps({**record, "seal": _seal(record)}, indent=1))
-        os.chmod(aside, 0o755)
-        if folder.exists(): os.replace(folder, aside.with_name(aside.name + "-old"))
-        os.replace(aside, folder)
-    finally:
-        for left in (aside, aside.with_name(aside.name + "-old")): shutil.rmtree(left, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 AUEstimator.save = _save
 

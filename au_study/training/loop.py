@@ -483,6 +483,7 @@ def _fit(
     workdir=None,    # folder of the checkpoint; the same call again goes on from it. None: no checkpoint
     threshold=0.5,   # lowest score that counts as occurrence when choosing the epoch
     identity="",     # what else makes this run what it is; a checkpoint with another identity is refused
+    derive=None,     # (FaceSet) -> {name: array [N, ...]} that batches carry besides pixels
 ) -> History:        # one row an epoch
     "Train a module; raises ValueError for bad parameters, CheckpointError for another run's workdir, FloatingPointError for a loss that is not a number."
     device = resolve_device(self.device)
@@ -494,7 +495,7 @@ def _fit(
     with _threads(self.threads), seeded(self.seed, "fit", device=device):
         about = _about(self, module, faces, select_on, offsets, identity) if path else {}
         state = _read_or_warn(path, about)
-        source, chooser = (x and BatchSource(x, offsets, device, self.ram_gb, self.channels_last) for x in (train, held))
+        source, chooser = (x and BatchSource(x, offsets, device, self.ram_gb, self.channels_last, derive) for x in (train, held))
         loop = _start(_Loop(self, module, source, loss, scores, chooser, threshold))
         if state: _resume(loop, state)
         if not (state and state["finished"]):
@@ -524,6 +525,7 @@ def _predict(
     faces,         # FaceSet
     scores,        # (module, FaceBatch) -> [B, K]
     offsets=(0,),  # frames around each row
+    derive=None,   # (FaceSet) -> {name: array [N, ...]}, as in training
 ) -> np.ndarray:   # float32 [N, K], rows in the order of `faces`
     "Score all frames; raises FloatingPointError for a score that is not finite."
     if not len(faces): raise ValueError("There is no frame to predict.")
@@ -532,7 +534,7 @@ def _predict(
     with _threads(self.threads), seeded(self.seed, "predict", device=device):
         module.to(device)
         if self.channels_last: module.to(memory_format=torch.channels_last)
-        try: return _score(self, module, BatchSource(faces, offsets, device, self.ram_gb, self.channels_last), scores, autocast)
+        try: return _score(self, module, BatchSource(faces, offsets, device, self.ram_gb, self.channels_last, derive), scores, autocast)
         finally: module.cpu()
 
 Trainer.predict = _predict
