@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .frames import KEYS, FrameTableError, check_frames, read_frames, write_frames
+from .frames import KEYS, LABEL_RANGES, FrameTableError, check_frames, read_frames, write_frames
+from .privacy import note_opened
 from ..files import whole_folder
 
 # %% ../../nbs/faces/20_faceset.ipynb #ca7e103f
@@ -35,7 +36,7 @@ class DatasetCard:
     aus: tuple[int, ...]  # numbers of the coded AUs, in column order
     threshold: float  # an AU occurs where its label is at least this
     kind: str  # 'intensity' (0-5) or 'occurrence' (0/1)
-    fps: float  # frames a second of the video that `frame` counts
+    fps: float  # frames a second of the video that `frame` counts; 0: not the same in every video
     folds: tuple[tuple[str, ...], ...]  # the test subjects of each fold
     synthetic: bool  # True: made by a program, so its faces may be shown
     licence: str  # terms in a few words
@@ -53,7 +54,7 @@ class DatasetCard:
             (not self.aus or len(set(self.aus)) < len(self.aus), f"AUs {self.aus} are empty or come twice"),
             (self.kind not in ("intensity", "occurrence"), f"kind is {self.kind!r}, expected 'intensity' or 'occurrence'"),
             (not 0 < self.threshold <= top, f"threshold {self.threshold} lies outside (0, {top}] for kind {self.kind!r}"),
-            (not self.fps > 0, f"fps is {self.fps}, expected a positive number"),
+            (not self.fps >= 0, f"fps is {self.fps}, expected a positive number, or 0 where it differs from video to video"),
             (twice, f"subjects {twice} are tested in more than one fold"),
         ):
             if wrong: raise FaceSetError(f"Card of {self.name!r}: {sentence}.")
@@ -135,6 +136,23 @@ def _neighbours(video, frame, offset):
     gap_left, gap_right = wanted - frame[left], frame[right] - wanted
     return np.where((gap_left < gap_right) | ((gap_left == gap_right) & (offset > 0)), left, right)
 
+# %% ../../nbs/faces/20_faceset.ipynb #010aa933
+def _intensity_columns(frames, aus):
+    "Columns with intensities that are coded beside occurrence, by AU."
+    return {a: f"intensity_AU{a}" for a in aus if f"intensity_AU{a}" in frames}
+
+
+def _check_intensities(frames, card):
+    "Refuse intensities beside occurrence that are none, or that come beside intensities."
+    beside = _intensity_columns(frames, card.aus)
+    if beside and card.kind != "occurrence": raise FaceSetError(
+        f"Card of {card.name!r}: kind is 'intensity', so the AU columns hold the intensities already; drop the columns {list(beside.values())}.")
+    low, high = LABEL_RANGES["intensity"]
+    for column in beside.values():
+        wrong = frames.index[~pd.to_numeric(frames[column], errors="coerce").between(low, high) & frames[column].notna()]
+        if len(wrong): raise FrameTableError(
+            f"Row {wrong[0]} ({len(wrong)} rows in all), column {column}: found {frames[column][wrong[0]]}, expected {low:g} to {high:g}, or NaN where it isn't coded.")
+
 # %% ../../nbs/faces/20_faceset.ipynb #996c0197
 @dataclass(frozen=True, eq=False, repr=False)
 class FaceSet:
@@ -148,9 +166,15 @@ class FaceSet:
         _check_parts(len(self.frames), self.crops, self.landmarks)
         frames = check_frames(self.frames.assign(__row=np.arange(len(self.frames))), self.card.aus, self.card.kind)
         order = frames.pop("__row").to_numpy(dtype=np.int64)
+        _check_intensities(frames, self.card)
         if (np.diff(order) == 1).all() and len(order): crops, landmarks = self.crops, self.landmarks
         else: crops, landmarks = _take(self.crops, order), self.landmarks[order]
         self._set(frames, crops, np.asanyarray(landmarks, dtype=np.float32), self.card)
+        note_opened(self.card)
+
+    def __setstate__(self, state):  # unpickled
+        self.__dict__.update(state)
+        note_opened(self.card)
 
     def _set(self, frames, crops, landmarks, card):
         for name, value in dict(frames=frames, crops=crops, landmarks=landmarks, card=card).items(): object.__setattr__(self, name, value)
@@ -184,14 +208,15 @@ def __getitem__(
 # %% ../../nbs/faces/20_faceset.ipynb #c76c69b1
 @patch
 def intensities(self: FaceSet) -> np.ndarray:  # float32 [N, K], NaN where unlabelled
-    "The labels as the data set codes them."
-    return self.frames[self.columns].to_numpy(dtype=np.float32)
+    "The labels as the data set codes them; where it codes intensities beside occurrence, the intensities."
+    if not _intensity_columns(self.frames, self.aus): return self.frames[self.columns].to_numpy(dtype=np.float32)
+    return self.frames.reindex(columns=[f"intensity_AU{a}" for a in self.aus]).to_numpy(dtype=np.float32)
 
 
 @patch
 def labels(self: FaceSet) -> np.ndarray:  # float32 [N, K]: 0, 1, NaN where unlabelled
     "Occurrence at the card's threshold."
-    values = self.intensities()
+    values = self.frames[self.columns].to_numpy(dtype=np.float32)
     return np.where(np.isnan(values), np.float32(np.nan), (values >= self.card.threshold).astype(np.float32))
 
 # %% ../../nbs/faces/20_faceset.ipynb #3842e053
@@ -252,7 +277,8 @@ def fingerprint(self: FaceSet) -> str:
     c = self.card
     h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(self.crops.shape)]).encode())
     h.update(self.frames[list(KEYS)].to_csv(index=False).encode())
-    h.update(self.intensities().tobytes())
+    h.update(self.frames[self.columns].to_numpy(dtype=np.float32).tobytes())
+    if _intensity_columns(self.frames, self.aus): h.update(self.intensities().tobytes())
     h.update(np.ascontiguousarray(self.landmarks).tobytes())
     for piece in _chunks(self.crops): h.update(piece.data if piece.size else b"")
     return self.__dict__.setdefault("_fingerprint", h.hexdigest())
@@ -345,7 +371,7 @@ def describe(self: FaceSet) -> pd.Series:  # one line a fact
     return pd.Series({
         "data set": f"{self.card.title} ({'synthetic' if self.card.synthetic else 'real'}, {self.card.licence})",
         "frames": len(self), "subjects": len(self.subjects), "videos": len(self.frames[["subject", "video"]].drop_duplicates()),
-        "AUs": " ".join(map(str, self.aus)), "threshold": self.card.threshold, "frames a second": self.card.fps,
+        "AUs": " ".join(map(str, self.aus)), "threshold": self.card.threshold, "frames a second": self.card.fps or "not the same everywhere",
         "crop": f"{self.size} px, {self.crops.nbytes / 1e6:.1f} MB", "folds": len(self.card.folds),
         "fold subjects not in the set": len(tested - set(self.subjects)), "subjects in no fold": len(set(self.subjects) - tested),
         "unlabelled cells": f"{np.isnan(labels).mean() if len(self) else 0:.1%}", "fingerprint": self.fingerprint}, name=self.card.name)
