@@ -167,12 +167,12 @@ def pcc_figure(
     other: bool = True,   # also draw the known matrix, where there is one
 ):  # a matplotlib Figure
     "Draw the correlation matrix as RE-Net's Fig. 2 does."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
     drawn = {report.title: report.pcc} | ({'intensities': report.pcc_intensity} if report.pcc_intensity is not None else {})
     if other and report.known.correlation is not None: drawn['public label lists'] = report.known.correlation
     k = len(report.pcc)
-    figure = Figure(figsize=((.34 * k + 1.6) * len(drawn), .34 * k + 1.2), layout='constrained')
-    for axis, (name, m) in zip(np.ravel(figure.subplots(1, len(drawn))), drawn.items()):
+    figure, axes = plt.subplots(1, len(drawn), figsize=((.34 * k + 1.2) * len(drawn) + .8, .34 * k + 1), layout='constrained')
+    for axis, (name, m) in zip(np.ravel(axes), drawn.items()):
         image = axis.imshow(m, cmap='RdBu_r', vmin=-1, vmax=1)
         axis.set(xticks=range(len(m)), yticks=range(len(m)), title=name)
         axis.set_xticklabels([c[2:] for c in m], fontsize=7); axis.set_yticklabels(list(m.index), fontsize=7)
@@ -236,7 +236,10 @@ def write_label_report(
     if report.pcc_intensity is not None: tables['pcc_intensity'] = report.pcc_intensity.rename_axis('AU')
     for name, made in tables.items():
         with whole_file(out / f'{name}.csv') as aside: made.to_csv(aside)
-    with whole_file(out / 'pcc.png') as aside: pcc_figure(report).savefig(aside, dpi=150)
+    import matplotlib.pyplot as plt
+    figure = pcc_figure(report)
+    with whole_file(out / 'pcc.png') as aside: figure.savefig(aside, dpi=150)
+    plt.close(figure)
     write_text(out / 'stats.html', as_html(report))
     return out
 

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   au-study check disfa tree                                and how it is read"""
 
 LAYOUTS = ('bp4d', 'fera2015', 'bp4d_plus', 'disfa', 'affwild2')
-FACESET, TREE = ('profile', 'sheet'), ('layout', 'subjects', 'videos', 'frames', 'size', 'cameras', 'landmarks')
+FACESET, TREE = ('profile', 'sheet'), ('layout', 'subjects', 'videos', 'frames', 'size', 'stride', 'cameras', 'landmarks')
 
 def add_arguments(
     parser: argparse.ArgumentParser,  # of this command
@@ -32,9 +32,10 @@ def add_arguments(
     tree = parser.add_argument_group("a tree in a distributor's layout")
     tree.add_argument('--out', metavar='DIR', help='folder that takes the tree')
     tree.add_argument('--layout', metavar='NAME', help=f"{', '.join(LAYOUTS)}; default: the preset's own")
-    for name, what in (('subjects', 'subjects (default 3)'), ('videos', 'videos of each subject (default 2)'), ('frames', 'coded frames of each video (default 60)'), ('size', 'side of a picture in pixels (default 256)')):
+    for name, what in (('subjects', 'subjects (default 3)'), ('videos', 'coded videos of each subject (default 2, or 1 where there is one)'), ('frames', 'coded frames of each video (default 60)'),
+                       ('size', 'longer side of a picture in pixels (default 256)'), ('stride', 'frames of the world from one picture to the next (default 1)')):
         tree.add_argument(f'--{name}', type=int, metavar='N', help=what)
-    tree.add_argument('--cameras', metavar='NAME', help='DISFA: left, right or both')
+    tree.add_argument('--cameras', choices=('left', 'right', 'both'), help='DISFA (default both)')
     tree.add_argument('--no-landmarks', dest='landmarks', action='store_const', const=False, help="leave the distributor's landmark files out")
 
 # %% ../../nbs/study/58_world.ipynb #4df2868e
@@ -75,6 +76,7 @@ def _write(preset, args, given):
     layout = given.pop('layout', preset)
     if layout not in LAYOUTS: raise ValueError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
     from au_study.datasets.layouts import write_layout
+    if given.get('cameras') == 'both': del given['cameras']
     out = write_layout(preset, layout, args.out, seed=args.seed, **given)
-    print(f'{out} holds the face world {preset!r} in the layout of {layout}. Read it with `au-study check {"bp4d" if layout == "fera2015" else layout} {out}`.')
+    print(f'{out} holds the face world {preset!r} in the layout of {layout}; all faces are synthetic, and its world.json says so. Read it with `au-study check {"bp4d" if layout == "fera2015" else layout} {out}`.')
     return 0
