@@ -163,11 +163,12 @@ def _lost_header(cells, keyed):
     return any(header_au(c) is None for c in names if c) or len(set(names)) < len(names) - 1
 
 
-def _columns(line, cells, keyed, problem):
+def _columns(line, cells, keyed, flags, problem):
     "Position of each AU in the rows, from the header; columns that are no AU are told."
     where = {}
     for i, cell in enumerate(cells[keyed:], keyed):
         au = header_au(cell)
+        if i in flags: continue
         if au is None:
             if cell: problem("warning", f"column {i + 1} is called {_quote(cell)}, which is no AU; it is left out.", line=line, column=cell)
         elif f"AU{au}" in where: problem("error", f"AU{au} comes again in column {i + 1}; the first of the two is read.", _RESTORE, line=line, column=f"AU{au}")
@@ -258,7 +259,8 @@ def read_codes(
     keyed: bool = True,  # the first column holds the frame number; False: row i is frame first + i
     first: int = 0,  # lowest frame number of the data set; the number of the first row if not keyed
     needed=(),  # AU numbers that must have a column
-    skip=(),  # AU numbers whose columns are left out unread
+    known=None,  # AU numbers that the data set codes; other AU columns are left out with a note. None: all
+    flags=None,  # a function from the header cells to {name: position} of columns that are read like labels but are no AU
     subject: str = "",  # key of the recording, for the problems
     video: str = "",  # key of the recording, for the problems
 ) -> tuple[pd.DataFrame, list[Problem]]:  # columns frame, line (of the file), AU...; rows by frame. No rows where the file cannot be used
@@ -266,13 +268,13 @@ def read_codes(
     found = _Found(relative_name(path, root), subject, video)
     rows, problems = read_rows(path, root)
     problems = [Problem(p.severity, p.message, p.remedy, p.file, p.line, subject=subject, video=video) for p in problems]
-    where = _find_columns(rows, columns, keyed, needed, found) if rows else None
+    where = _find_columns(rows, columns, keyed, needed, known, flags, found) if rows else None
     if where is None: return _no_rows(columns, needed), problems + found.all()
     head, width, names = where
     rows = _without_header(rows, head, width, keyed, found)
     if not rows: found("error", "the file holds no row of labels.", _RESTORE); return _no_rows(columns, needed), problems + found.all()
     rows, odd = _even_rows(rows, width, found)
-    table = _code_table(rows, odd, {c: i for c, i in names.items() if int(c[2:]) not in skip}, allowed, unlabelled, first, keyed, found)
+    table = _code_table(rows, odd, names, allowed, unlabelled, first, keyed, found)
     return table, problems + found.all()
 
 # %% ../../nbs/datasets/15_labels.ipynb #31adf295
@@ -282,7 +284,7 @@ def _no_rows(columns, needed):
     return pd.DataFrame({"frame": np.zeros(0, np.int64), "line": np.zeros(0, np.int64), **{c: np.zeros(0) for c in names}})
 
 
-def _find_columns(rows, columns, keyed, needed, found):
+def _find_columns(rows, columns, keyed, needed, known, flags, found):
     "(header cells or None, number of cells in a row, {AU column: position}), or None where the columns cannot be known."
     line, cells = rows[0]
     if columns is not None: return None, keyed + len(columns), {c: i for i, c in enumerate(columns, keyed)}
@@ -290,14 +292,18 @@ def _find_columns(rows, columns, keyed, needed, found):
         found("error", f"the first line holds labels ({_quote(','.join(cells))}), expected a header that names the AUs; no column can be told.",
               "Restore the header, in the order of the other files.", line=line)
         return None
-    names = _columns(line, cells, keyed, found)
+    flags = flags(cells) if flags else {}
+    names = _columns(line, cells, keyed, set(flags.values()), found)
     if keyed and header_au(cells[0]) is not None: found("warning", f"the first column is called {_quote(cells[0])}; it is read as the frame number.", line=line, column="frame")
+    uncoded = [c for c in names if known is not None and int(c[2:]) not in known]
+    if uncoded: found("note", f"the columns {', '.join(uncoded)} are not coded in this data set; they are left out.", line=line)
+    names = {c: i for c, i in names.items() if c not in uncoded}
     missing = [f"AU{a}" for a in needed if f"AU{a}" not in names]
-    for c in missing: found("error", f"the header has no column {c}; it has {', '.join(names) or 'no AU at all'}.", _RESTORE, line=line, column=c)
-    while len(cells) > 1 and not cells[-1]: cells = cells[:-1]
+    for c in missing: found("error", f"the header has no column {c}; it has {', '.join(names) or 'no AU'}.", _RESTORE, line=line, column=c)
+    while len(cells) > 1 and not cells[-1]: cells = cells[:-1]  # commas at the end
     unnamed = [i + 1 for i, c in enumerate(cells) if not c and i >= keyed]
     if unnamed: found("error", f"columns {unnamed} have no name in the header.", _RESTORE, line=line)
-    return (rows[0][1], len(cells), names) if names else None
+    return (rows[0][1], len(cells), names | flags) if names else None
 
 
 def _without_header(rows, head, width, keyed, found):
