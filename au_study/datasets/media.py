@@ -256,7 +256,7 @@ class ZipImages(_Images):
 
     def __init__(self,
         path: str | Path,  # the zip
-        inner: str = "",  # folder inside the zip, such as 'F001/T1'; '': its top
+        inner: str = "",  # folder inside the zip, such as 'F901/T1'; '': its top
         root: str | Path | None = None,  # root of the data set, for messages; None: the zip's folder
         pattern: str | None = None,  # as for ImageFolder
     ):
@@ -446,7 +446,7 @@ class ImageFile(_Images):
         except OSError as e: return [], [Problem("error", f"The picture cannot be read: {_why(e)}.", file=self.name)]
         return [self.path.name], []
 
-    def _number(self, names): return {self.only: n for n in names}, {}, []
+    def _number(self, names): return dict(zip([self.only], names)), {}, []
 
     @contextmanager
     def _fetcher(self): yield lambda name: self.path.read_bytes()
