@@ -23,7 +23,7 @@ from ..files import remove_whole
 from .data import cache_root, record_holds
 from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
 from .manifests import ManifestError, load_study, project_root, results_root
-from .plan import Plan, in_words, make_plan, remaining_seconds, write_plan
+from .plan import Plan, in_words, make_plan, make_ready, remaining_seconds, write_plan
 from .report import collect_tables, read_failure, states, write_report
 from .runs import Busy, RunStore, claim, code_hash
 from .tables import brief, caveat, markdown, paper_name
@@ -274,7 +274,7 @@ def print_tables(plan: Plan, results: Path):
 def reproduce(
     studies: list[str],        # names or paths of studies
     profile: str = 'quick',    # 'smoke', 'quick', 'full', or a path
-    source: str = 'world',     # 'world' or a folder with FaceSets
+    source: str = 'world',     # 'world', known data sets with commas between them, or a folder with FaceSets
     results: str | Path | None = None,  # results folder
     cores: int | None = None,  # None: all of the machine
     dry_run: bool = False,     # only say what would be done
@@ -284,9 +284,10 @@ def reproduce(
     "Reproduce studies; 0 when every table is there, 1 when something failed, 2 when another batch works here, 130 when stopped."
     root, cores = results_root(results), cores or os.cpu_count() or 1
     store = RunStore(root)
+    make_ready(studies, profile, source, cores, dry_run)
     plan = make_plan(studies, profile, source, root)
     slots = max(1, cores // plan.threads)
-    print(f"{plan.profile} profile, {'the face world' if source == 'world' else 'data in ' + source}: {announce(plan, store, slots)}")
+    print(f"{plan.profile} profile, {'the face world' if source == 'world' else 'data: ' + source}: {announce(plan, store, slots)}")
     if dry_run: return _list(plan, store)
     try:
         with claim(root / 'work' / 'driver.lock', what=f'the results folder {root.name}'): return _reproduce(plan, store, cores, executor, again)

@@ -248,7 +248,7 @@ EXAMPLES = """examples:
   au-study stats labels.csv                            any table with the columns subject, video, frame, AU1 ...
   au-study stats labels.parquet --threshold 2 --beside disfa --out report
   au-study stats disfa ~/DISFA --threshold 1           labels only; pictures aren't touched
-  au-study stats bp4d --split bp4d/three_parts --fold 0   what the training part of a fold holds"""
+  au-study stats bp4d --split bp4d-3fold --fold 0      what the training part of a fold holds"""
 
 def add_arguments(
     parser: argparse.ArgumentParser,  # of this command
@@ -257,7 +257,7 @@ def add_arguments(
     parser.add_argument('source', metavar='SOURCE', help='a .csv or .parquet file, a saved FaceSet, or the name of a data set')
     parser.add_argument('root', nargs='?', metavar='ROOT', help="the data set's folder, unless `au-study data add` knows it")
     parser.add_argument('--threshold', type=float, metavar='X', help="an AU is on from this label (default: the data set's own, 1 for a file)")
-    parser.add_argument('--aus', metavar='LIST', help='only these AUs, such as 1,2,12')
+    parser.add_argument('--aus', metavar='LIST', help="only these AUs, such as 1,2,12; 'all' that are coded (default: those that the papers score, of a file all)")
     parser.add_argument('--unlabelled', type=float, nargs='+', default=[], metavar='CODE', help="values that mean 'not coded' in a file, such as 9 or -1")
     parser.add_argument('--step', type=int, metavar='N', help="frames from one row to the next (default: each video's most frequent)")
     parser.add_argument('--fps', type=float, metavar='X', help='frames of the video a second')
@@ -281,11 +281,12 @@ def _source(args):
     if args.unlabelled: raise ValueError(f"--unlabelled is for .csv and .parquet files; a data set's codes are known")
     if args.root is None and (path / 'manifest.json').exists():
         faces = FaceSet.load(path)
-        return faces.frames, {'threshold': faces.card.threshold, 'fps': faces.card.fps, 'title': f'{faces.card.title} (FaceSet {path.name})', 'dataset': None if faces.card.synthetic else faces.card.name}
+        return faces.frames, {'threshold': faces.card.threshold, 'fps': faces.card.fps or None, 'title': f'{faces.card.title} (FaceSet {path.name})', 'dataset': None if faces.card.synthetic else faces.card.name}
     from au_study.study.config import open_known
     dataset = open_known(args.source, args.root, **({'kind': args.kind} if args.kind else {}))
-    frames, card = dataset.labels(), dataset.card()
-    return frames, {'threshold': card.threshold, 'fps': card.fps, 'title': card.title, 'dataset': None if card.synthetic else dataset.name}
+    frames, card = dataset.labels(), dataset.card(aus=dataset.aus if args.aus else None)
+    print(f"{len(card.aus)} of {len(dataset.aus)} coded AUs{'' if len(card.aus) == len(dataset.aus) else '; --aus all shows every one'}.")
+    return frames[['subject', 'video', 'frame', *(f'AU{a}' for a in card.aus)]], {'threshold': card.threshold, 'fps': card.fps or None, 'title': card.title, 'dataset': None if card.synthetic else dataset.name}
 
 # %% ../../nbs/study/62_label_report.ipynb #5ee101f1
 def _left_out(frames, split, fold):
@@ -307,7 +308,7 @@ def run(
     if args.step is not None and args.step < 1: raise ValueError(f'--step must be at least 1, found {args.step}')
     frames, known = _source(args)
     frames, part = _left_out(frames, args.split, args.fold)
-    if args.aus:
+    if args.aus and args.aus != 'all':
         names = [f"AU{a.strip().upper().removeprefix('AU')}" for a in args.aus.split(',')]
         lacking = [n for n in names if n not in frames]
         if lacking: raise ValueError(f"--aus: there is no {', '.join(lacking)}; labelled are {', '.join(label_columns(frames))}")
