@@ -189,7 +189,7 @@ def plan_layout(
     subjects: int = 3,          # people
     videos: int | None = None,  # coded recordings a person; None: 2, and 1 where the distributor has one
     frames: int = 60,           # coded frames a recording
-    cameras: tuple | None = None,  # DISFA: 'left', 'right' or both (None)
+    cameras: tuple | str | None = None,  # DISFA: 'left', 'right' or both (None)
 ) -> list[Clip]:
     "List all pictures of a tree; raises LayoutError for what the distributor does not have."
     if layout not in LAYOUTS: raise LayoutError(f"There is no layout {layout!r}; expected one of {', '.join(LAYOUTS)}.")
@@ -200,15 +200,17 @@ def plan_layout(
     if bad: raise LayoutError(f"Sizes must be whole numbers from 1; found {bad}.")
     if videos > most: raise LayoutError(f"Layout {layout} has {most} coded recording{'s' * (most > 1)} a subject; {videos} were asked for. Take videos={most} and more frames.")
     if known.cohort and subjects > len(known.cohort): raise LayoutError(f"Layout {layout} has {len(known.cohort)} subjects; {subjects} were asked for.")
+    cameras = (cameras,) if isinstance(cameras, str) else cameras
     if cameras is not None and (layout != "disfa" or not cameras or set(cameras) - set(CAMERAS)):
         raise LayoutError(f"cameras is {cameras!r}; only layout disfa has them: 'left', 'right' or both.")
-    return _PLANS[layout](known, subjects, videos, frames, tuple(CAMERAS) if cameras is None else (cameras,) if isinstance(cameras, str) else tuple(cameras))
+    return _PLANS[layout](known, subjects, videos, frames, tuple(cameras or CAMERAS))
 
 # %% ../../nbs/datasets/60_layouts.ipynb #3a6c2357
 @dataclass
 class Script:
     "What all people of a tree do, and how it is coded."
     preset: Preset
+    layout: str
     seed: int
     stride: int
     truth: np.ndarray                          # float32 [S, V, T, 17] true intensities
@@ -221,7 +223,7 @@ def write_script(preset: Preset, layout: str, clips: list[Clip], seed: int, stri
     S, V, T = (1 + max(t.person for t in takes), 1 + max(t.part for t in takes), max(t.length for t in takes))
     frames = simulate_labels(preset, S, V, T, seed=seed, stride=stride)
     coder = Coder(**preset.coder) if known.unknown is not None else replace(Coder(**preset.coder), unlabelled=0.0)
-    script = Script(preset, seed, stride, frames[[f"AU{a}" for a in WORLD_AUS]].to_numpy(np.float32).reshape(S, V, T, -1))
+    script = Script(preset, layout, seed, stride, frames[[f"AU{a}" for a in WORLD_AUS]].to_numpy(np.float32).reshape(S, V, T, -1))
     for kind, aus in (("occurrence", known.columns), ("intensity", known.levels)):
         aus = tuple(a for a in aus if a in WORLD_AUS and a not in known.silent)
         if aus: script.codes[kind] = aus, code_labels(frames, preset, coder, seed=seed, aus=aus, kind=kind).iloc[:, 3:].to_numpy().reshape(S, V, T, -1)
@@ -230,12 +232,11 @@ def write_script(preset: Preset, layout: str, clips: list[Clip], seed: int, stri
 # %% ../../nbs/datasets/60_layouts.ipynb #e4fd057f
 def take_codes(
     script: Script,
-    layout: str,
     take: Take,
     kind: str,  # 'occurrence', 'intensity'
 ) -> pd.DataFrame:  # frame table: what a right reader finds; NaN = unlabelled
     "The label rows of one take."
-    known = LAYOUTS[layout]
+    known = LAYOUTS[script.layout]
     wanted = known.columns if kind == "occurrence" else known.levels
     aus, codes = script.codes[kind]
     rows = codes[take.person, take.part, take.rows - take.first].copy()  # [T, K]
@@ -243,7 +244,7 @@ def take_codes(
     if known.unknown == 9:  # two AUs that the coder skipped for a while
         for k in rng.choice(len(aus), 2, replace=False): rows[(at := rng.integers(len(rows))):at + stretch, k] = np.nan
     if known.unknown == -1 and not np.isnan(rows).any(): rows[(at := rng.integers(len(rows))):at + stretch] = np.nan
-    if layout == "fera2015" and _occluded(take).any(): rows[_occluded(take)] = np.nan
+    if script.layout == "fera2015" and _occluded(take).any(): rows[_occluded(take)] = np.nan
     table = pd.DataFrame(dict(subject=take.subject, video=take.video, frame=take.rows))
     place = {a: k for k, a in enumerate(aus)}
     return table.assign(**{f"AU{a}": rows[:, place[a]] if a in place else np.nan for a in wanted})
@@ -264,34 +265,34 @@ def _csv(head, numbers, cells):
     return "".join(f"{line}\n" for line in [*head, *(",".join([str(n), *row]) for n, row in zip(numbers, cells, strict=True))])
 
 
-def _write_bp4d_labels(out, layout, script, take):
+def _write_bp4d_labels(out, script, take):
     if not take.coded: return
-    known, name = LAYOUTS[layout], f"{take.subject}_{take.video}"
-    fera = layout == "fera2015"
-    table = take_codes(script, layout, take, "occurrence")
+    known, name = LAYOUTS[script.layout], f"{take.subject}_{take.video}"
+    fera = script.layout == "fera2015"
+    table = take_codes(script, take, "occurrence")
     cells = _cells(table.iloc[:, 3:].to_numpy(), known.unknown)
     if fera: cells = np.column_stack([cells, _occluded(take).astype(int).astype(str)])
     head = ",".join(["0", *map(str, known.columns), *(["99"] if fera else [])])
     write_text(out / ("AUCoding" if fera else "AUCoding/AU_OCC") / f"{name}.csv", _csv([head], table.frame, cells))
-    levels = take_codes(script, layout, take, "intensity")
+    levels = take_codes(script, take, "intensity")
     for a in known.levels:
         folder = out / ("AU-Intensity-Codes3.0" if fera else "AUCoding/AU_INT") / f"AU{a:02d}"
         write_text(folder / f"{name}_AU{a:02d}.csv", _csv([], levels.frame, _cells(levels[[f"AU{a}"]].to_numpy(), known.unknown)))
 
 # %% ../../nbs/datasets/60_layouts.ipynb #3abba9ba
-def _write_disfa_labels(out, layout, script, take):
-    table = take_codes(script, layout, take, "intensity")
-    for a in LAYOUTS[layout].levels:
+def _write_disfa_labels(out, script, take):
+    table = take_codes(script, take, "intensity")
+    for a in LAYOUTS[script.layout].levels:
         write_text(out / "ActionUnit_Labels" / take.subject / f"{take.subject}_au{a}.txt", _csv([], table.frame, _cells(table[[f"AU{a}"]].to_numpy(), None)))
 
 
-def _write_affwild2_labels(out, layout, script, take):
+def _write_affwild2_labels(out, script, take):
     if not take.subject: return
     if not take.coded:
         write_text(out / "aus_test_set.txt", f"{take.subject}\n")
         return
-    table = take_codes(script, layout, take, "occurrence")
-    head = ",".join(f"AU{a}" for a in LAYOUTS[layout].columns)
+    table = take_codes(script, take, "occurrence")
+    head = ",".join(f"AU{a}" for a in LAYOUTS[script.layout].columns)
     lines = [head, *(",".join(row) for row in _cells(table.iloc[:, 3:].to_numpy(), -1))]
     write_text(out / "annotations/AU_Set" / wild_set(take) / f"{take.subject}.txt", "\n".join(lines) + "\n")
 
@@ -426,7 +427,7 @@ def wild_missing(script: Script, take: Take) -> np.ndarray:  # bool [length]
 
 
 def _write_video(out, clip, script, frame, quality, bar, batch, device):
-    width, fps = frame.width * len(clip.takes), LAYOUTS[script.preset.name].fps if script.preset.name in LAYOUTS else script.preset.fps
+    width, fps = frame.width * len(clip.takes), LAYOUTS[script.layout].fps
     with ExitStack() as stack:
         add = stack.enter_context(video_writer(stack.enter_context(whole_file(out / clip.place)), fps, (width, frame.height)))
         folders = [place and stack.enter_context(whole_folder(out / place, replace=True)) for place in clip.crops]
@@ -466,22 +467,22 @@ def _write_disfa_landmarks(out, take, marks):
             (aside / (f"l0{k + 1:04d}_lm.mat" if odd else f"{take.subject}_{k:04d}_lm.mat")).write_bytes(_mat(points[list(_66_OF_68)].astype(float) + 1))
 
 # %% ../../nbs/datasets/60_layouts.ipynb #46edeb7f
-def _write_truth(out, layout, script, clips):
+def _write_truth(out, script, clips):
     "Frame tables of all codes."
     for kind in script.codes:
-        parts = [take_codes(script, layout, t, kind) for c in clips for t in c.takes if t.coded]
+        parts = [take_codes(script, t, kind) for c in clips for t in c.takes if t.coded]
         write_frames(pd.concat(parts, ignore_index=True), out / f"world_{kind}.parquet")
 
 
-def _write_landmarks(out, layout, script, clips, size):
+def _write_landmarks(out, script, clips, size):
     "Exact landmarks of all pictures, and the distributor's files where it ships some."
     known = {}
     for clip in clips:
         for k, take in enumerate(clip.takes):
             if not take.subject: continue
-            frame = frame_of(layout, size, pair=clip.place.endswith((".avi", ".mp4")) and len(clip.takes) > 1)
+            frame = frame_of(script.layout, size, pair=clip.place.endswith((".avi", ".mp4")) and len(clip.takes) > 1)
             marks = take_landmarks(script, take, frame)
-            if layout == "disfa" and take.video == "left": _write_disfa_landmarks(out, take, marks)
+            if script.layout == "disfa" and take.video == "left": _write_disfa_landmarks(out, take, marks)
             beside = k * frame.width if clip.place.endswith((".avi", ".mp4")) else 0
             known |= {f"{take.subject}/{take.video}": marks + np.float32([beside, 0]), f"{take.subject}/{take.video}/numbers": take.numbers}
     with whole_file(out / "world_landmarks.npz") as aside: np.savez_compressed(aside, **known)
@@ -489,7 +490,7 @@ def _write_landmarks(out, layout, script, clips, size):
 # %% ../../nbs/datasets/60_layouts.ipynb #30222736
 def _claim(out, settings, needed):
     "Make sure that `out` is ours or empty and has room; returns whether the tree is complete already."
-    if out.exists() and not out.is_dir(): raise LayoutError(f"{out} is a file; a tree needs a folder. Choose another --out.")
+    if out.exists() and not out.is_dir(): raise LayoutError(f"{out} is a file; a tree needs a folder. Choose another path.")
     there = sorted(p.name for p in out.iterdir()) if out.exists() else []
     if there and "world.json" not in there:
         raise LayoutError(f"{out} holds something else ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}) and no world.json. Choose a new or empty folder.")
@@ -519,7 +520,7 @@ def write_layout(
     size: int = 256,               # longer side of a person's picture, pixels
     seed: int = 0,                 # another seed is another population
     landmarks: bool = True,        # write world_landmarks.npz, and the distributor's landmark files (DISFA)
-    cameras: tuple | None = None,  # DISFA: 'left', 'right' or both (None)
+    cameras: tuple | str | None = None,  # DISFA: 'left', 'right' or both (None)
     stride: int = 1,               # frames of the world from one picture to the next: a short tree with more events
     quality: int = 92,             # of JPEG pictures, 1-100
     batch: int = 32,               # pictures rendered at once; does not change them
@@ -557,9 +558,9 @@ def _write_tree(out, preset, layout, clips, settings, how, total, progress):
     "Labels, pictures, landmarks, in this order; the last step says that the tree is complete."
     _claimed(out, settings, False)
     script = write_script(preset, layout, clips, settings["seed"], settings["stride"])
-    for take in (t for c in clips for t in c.takes): _LABELS[layout](out, layout, script, take)
-    _write_truth(out, layout, script, clips)
-    if settings["landmarks"]: _write_landmarks(out, layout, script, clips, settings["size"])
+    for take in (t for c in clips for t in c.takes): _LABELS[layout](out, script, take)
+    _write_truth(out, script, clips)
+    if settings["landmarks"]: _write_landmarks(out, script, clips, settings["size"])
     with tqdm(total=total, desc=f"writing {layout}", unit="frame", disable=not progress, mininterval=0.5) as bar:
         for clip in clips:
             suffix = Path(clip.place).suffix
