@@ -30,6 +30,14 @@ def printed(text):
     return [{"output_type": "stream", "name": "stdout", "text": [text]}]
 
 
+def shown(kind, content):
+    return [{"output_type": "display_data", "data": {kind: content}, "metadata": {}}]
+
+
+def traced(name):
+    return shown(lint.TRACE, {"licensed": [name]})
+
+
 TITLE = cell("# Title\n> promise", "markdown")
 HEADING = cell("## Part", "markdown")
 MODULE = cell("#| default_exp part")
@@ -61,6 +69,11 @@ BAD = {
     "photograph": (lint.check_outputs, "library", [cell("plt.imshow(plt.imread('face.jpg'))", outputs=[{"output_type": "display_data", "data": {"image/png": ""}}])]),
     "failed cell": (lint.check_outputs, "library", [cell("x", outputs=[{"output_type": "error", "ename": "ValueError"}])]),
     "embedded picture": (lint.check_outputs, "page", [cell("![](data:image/png;base64,AAAA)", "markdown")]),
+    "marked picture": (lint.check_licensed_faces, "library", [cell("x", outputs=[{"output_type": "display_data", "data": {"image/png": "AAAA"},
+                                                                                  "metadata": {"au_study": {"licensed": ["bp4d"]}}}])]),
+    "picture beside a trace": (lint.check_licensed_faces, "library", [cell("open", outputs=traced("bp4d")), cell("x", outputs=shown("image/svg+xml", "<svg/>"))]),
+    "video beside a trace": (lint.check_licensed_faces, "library", [cell("open", outputs=traced("bp4d")), cell("x", outputs=shown("text/html", "<video>"))]),
+    "pixels beside a trace": (lint.check_licensed_faces, "library", [cell("open", outputs=traced("bp4d")), cell("x", outputs=printed("255, " * 9000))]),
     "subject in code": (lint.check_subject_ids, "library", [cell(f"subject = '{LIBRARY_ID}'")]),
     "subject in output": (lint.check_subject_ids, "library", [cell("x", outputs=printed(f"{LIBRARY_ID}_T1"))]),
     "no title": (lint.check_opening, "library", [cell("text", "markdown")]),
@@ -118,12 +131,15 @@ def test_exports_out_of_sync_are_noticed(clone):
 def test_files_that_do_not_belong_are_noticed(clone):
     assert list(lint.check_files(clone)) == []
     (clone / "face.jpg").write_bytes(b"")
+    (clone / "crops.h5").write_bytes(b"")
+    (clone / "marked.txt").write_text(f"{lint.MARK}: bp4d")
+    (clone / "scratch.ipynb").write_text(json.dumps(notebook(cell("open", outputs=traced("bp4d")), cell("x", outputs=shown("image/png", "AAAA")))))
     (clone / "list.csv").write_text(f"subject\n{LIBRARY_ID}\n")
     (clone / "script.py").write_text("import timm\n")
     (clone / "data_manifests" / "splits").mkdir(parents=True)
     (clone / "data_manifests" / "splits" / "folds.csv").write_text(f"subject\n{LIBRARY_ID}\n")
     found = sorted(sentence.split()[0].rstrip(":") for sentence in lint.check_files(clone))
-    assert found == ["face.jpg", "list.csv", "script.py"]
+    assert found == ["crops.h5", "face.jpg", "list.csv", "marked.txt", "scratch.ipynb", "script.py"]
 
 
 def test_a_module_that_needs_torchvision_is_noticed(clone):

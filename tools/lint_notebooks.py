@@ -1,6 +1,7 @@
 """Check what a reviewer would otherwise have to look for, in every notebook and in the repository around them.
 
     python tools/lint_notebooks.py [NOTEBOOK ...]      without names: all notebooks and the whole repository
+    python tools/lint_notebooks.py --staged            what git is about to commit: licensed faces and files that may hold them (the pre-commit hook)
 
 A notebook is *experiment* if it lies in nbs/reproduce, *page* if it is an index.ipynb without exports, else *library*.
 Every check is a function that yields sentences; no sentence means that all is well.
@@ -8,6 +9,7 @@ Every check is a function that yields sentences; no sentence means that all is w
 from __future__ import annotations
 
 import ast
+import base64
 import filecmp
 import json
 import os
@@ -24,12 +26,21 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 MAX_KB = 200
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mp4", ".avi", ".mov", ".npy", ".npz"}
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jp2", ".ppm", ".svg", ".pdf", ".eps",
+            ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg"}
+HOLDERS = {".npy", ".npz", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".onnx", ".safetensors", ".parquet", ".feather",
+           ".arrow", ".db", ".sqlite", ".lmdb", ".mdb", ".tfrecord", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".html", ".htm"}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])(?:/(?:home|Users|root|work|tmp|mnt|media|opt|var|scratch|data|private)/[\w.-]|[A-Z]:\\\\?\w)")
 NOT_OURS = {".venv", ".git", "_docs", "_proc", "build", "results", "cache", "runs", "__pycache__", "au_study.egg-info"}  # where git cannot say
 READS_PICTURE = re.compile(r"\b(?:imread|Image\.open|VideoCapture|decode_image|read_image|filename=)")
 SUBJECT_ID = re.compile(r"(?<![A-Za-z0-9])(?:[FM]0\d\d|SN0\d\d)(?![A-Za-z0-9])")  # BP4D and BP4D+, DISFA
+EMBEDS = re.compile(r"data:(?:image|video|audio|application)/|<(?:img|svg|canvas|video|iframe|object|embed|script)\b", re.I)
 MAY_NAME_SUBJECTS = "data_manifests/splits/"
+
+
+MARK = "au_study-licensed"  # these two as in au_study.faces.privacy, which this file does not import: a git hook runs anywhere
+TRACE = "application/vnd.au-study.licensed+json"
+MAX_PRINTED = 20_000  # characters of one output of a notebook that opened licensed faces; more may be pixels
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------------
@@ -76,6 +87,31 @@ def texts_of(output: dict) -> Iterator[str]:
     yield "".join(output.get("text", ""))
     yield from ("".join(value) for kind, value in output.get("data", {}).items()
                 if not kind.startswith("image/") and isinstance(value, (str, list)))
+
+
+def marks_in(content: str | bytes) -> set[str]:
+    "Names of the data sets whose faces a text or a file shows, by the mark; pictures that a text embeds are looked into."
+    if isinstance(content, bytes):
+        return {name.decode() for name in re.findall(MARK.encode() + rb"(?:\0|: )([\w.+-]+)", content)}
+    found = marks_in(content.encode("utf-8", "replace"))
+    for start in re.findall(r"(?:^|base64,)\s*([A-Za-z0-9+/\\\s]{60,400})", content):
+        start = re.sub(r"[\s\\]", "", start)
+        found |= marks_in(base64.b64decode(start[:len(start) // 4 * 4]))
+    return found
+
+
+def contents_of(output: dict) -> dict[str, str]:
+    "All content of an output by MIME type, as text."
+    data = {"text/plain": output["text"]} if "text" in output else output.get("data", {})
+    return {kind: "".join(c) if isinstance(c, list) and all(isinstance(line, str) for line in c) else c if isinstance(c, str) else json.dumps(c)
+            for kind, c in data.items()}
+
+
+def shows_picture(kind: str, content: str) -> bool:
+    "Whether content of this MIME type may show a picture."
+    if kind.startswith("text/"):
+        return kind != "text/plain" and bool(EMBEDS.search(content))
+    return kind != TRACE
 
 
 # --- checks of one notebook: (notebook, kind) -> sentences -------------------------------------------------------------------------
@@ -138,6 +174,28 @@ def check_outputs(notebook: dict, kind: str) -> Iterator[str]:
     for number, cell in enumerate(notebook["cells"]):
         if cell.get("attachments") or re.search(r"data:image/", cell["source"]):
             yield f"cell {number} carries an embedded picture; draw it in code"
+
+
+def check_licensed_faces(notebook: dict, kind: str) -> Iterator[str]:
+    "No picture of a licensed face: none that carries its mark, and none at all where licensed faces were opened (see nbs/faces/70_privacy)."
+    outputs = [(number, output) for number, cell in code_cells(notebook) for output in cell.get("outputs", [])]
+    opened = sorted({name for _, output in outputs if TRACE in output.get("data", {})
+                     for name in (output["data"][TRACE] or {}).get("licensed", ["?"])})
+    for number, output in outputs:
+        contents = contents_of(output)
+        marks = set(output.get("metadata", {}).get("au_study", {}).get("licensed", ())).union(*map(marks_in, contents.values()))
+        if marks:
+            yield f"cell {number} shows licensed faces ({', '.join(sorted(marks))}); clear its output, or draw the face world"
+        elif opened and any(shows_picture(*content) for content in contents.items()):
+            yield f"cell {number} shows a picture, and the notebook opened licensed faces ({', '.join(opened)}); clear its output, or draw the face world"
+        elif opened and any(len(content) > MAX_PRINTED for content in contents.values()):
+            yield f"cell {number} prints {max(map(len, contents.values()))} characters, which may be pixels of licensed faces; print less, or clear its output"
+    for number, cell in enumerate(notebook["cells"]):
+        embedded = cell["source"] + json.dumps(cell.get("attachments", {}))
+        if (opened and (cell.get("attachments") or re.search(r"data:image/", embedded))) or marks_in(embedded):
+            yield f"cell {number} carries an embedded picture of licensed faces; remove it"
+    if opened and notebook["metadata"].get("widgets"):
+        yield "the notebook keeps the state of widgets, which may hold licensed faces; clear it (nbdev_clean)"
 
 
 def check_subject_ids(notebook: dict, kind: str) -> Iterator[str]:
@@ -203,8 +261,8 @@ def check_headings(notebook: dict, kind: str) -> Iterator[str]:
                 level = len(found)
 
 
-CHECKS = (check_imports_alone, check_forbidden_imports, check_ids, check_clean, check_outputs, check_subject_ids, check_opening,
-          check_kind, check_runs, check_headings)
+CHECKS = (check_imports_alone, check_forbidden_imports, check_ids, check_clean, check_outputs, check_licensed_faces, check_subject_ids,
+          check_opening, check_kind, check_runs, check_headings)
 
 
 def lint_notebook(path: Path) -> list[str]:
@@ -239,12 +297,32 @@ def tracked_files(root: Path = ROOT) -> list[str]:
     return sorted(name for name in set(listed.stdout.splitlines()) if (root / name).exists())
 
 
+def check_file(name: str, content: bytes) -> Iterator[str]:
+    "One file that is in git or shall be: no picture, nothing that may hold one, no mark of licensed faces, and no notebook with them."
+    suffix = Path(name).suffix.lower()
+    if suffix in PICTURES | HOLDERS:
+        yield f"{name}: pictures, videos, arrays, archives, web pages and weights are made by code, not stored in git"
+    elif suffix != ".ipynb":
+        marks = marks_in(content) | marks_in(content.decode("utf-8", "replace"))
+        if marks:
+            yield f"{name} shows licensed faces ({', '.join(sorted(marks))}); remove it, or draw the face world"
+    else:
+        try:
+            notebook = json.loads(content)
+            for cell in notebook["cells"]:
+                cell["source"] = "".join(cell["source"])
+            yield from (f"{name}: {sentence}" for sentence in check_licensed_faces(notebook, ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield f"{name} cannot be read as a notebook; mend or remove it"
+
+
 def check_files(root: Path = ROOT) -> Iterator[str]:
-    "No pictures or arrays in git (a licensed face could hide in them), no subject ids outside the splits, no forbidden import."
+    "No pictures or arrays in git (a licensed face could hide in them), no licensed faces in any notebook, no subject ids outside the splits, no forbidden import."
+    linted = set(all_notebooks(root))
     for name in tracked_files(root):
         path = root / name
-        if path.suffix.lower() in PICTURES:
-            yield f"{name}: pictures, videos and arrays are made by code, not stored in git"
+        if path not in linted:
+            yield from check_file(name, path.read_bytes())
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".csv", ".json", ".txt"} and not name.startswith(MAY_NAME_SUBJECTS):
             text = path.read_text(encoding="utf-8")
             found = SUBJECT_ID.search(text)
@@ -252,6 +330,15 @@ def check_files(root: Path = ROOT) -> Iterator[str]:
                 yield f"{name} names the subject {found[0]}; ids of real subjects live in {MAY_NAME_SUBJECTS} alone"
             if path.suffix == ".py" and not name.startswith("au_study/"):  # the notebooks are checked cell by cell
                 yield from (f"{name} imports {package}" for package in forbidden_imports(ast.parse(text).body))
+
+
+def check_staged(root: Path = ROOT) -> Iterator[str]:
+    "What git is about to commit, as it lies in the index; the files on disk may have changed since."
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout
+    for name in git("diff", "--cached", "--name-only", "--diff-filter=ACMRT", "-z").decode("utf-8", "surrogateescape").split("\0"):
+        if name:
+            yield from check_file(name, git("show", f":{name}"))
 
 
 def check_exports(root: Path = ROOT) -> Iterator[str]:
@@ -317,6 +404,11 @@ def all_notebooks(root: Path = ROOT) -> list[Path]:
 
 
 def main(names: list[str]) -> int:
+    if names == ["--staged"]:
+        complaints = list(check_staged())
+        if complaints:
+            print("\n".join(complaints), "commit refused: it would put licensed faces, or files that may hold them, into the history", sep="\n")
+        return bool(complaints)
     start, complaints = time.monotonic(), []
     notebooks = [Path(name).resolve() for name in names] or all_notebooks()
     for path in notebooks:

@@ -225,7 +225,8 @@ def show_faces(
     title = .2 if titles is not None else 0  # inches above each face
     figure = _figure_class()(figsize=(side * across, (side + title) * down), dpi=dpi)
     figure.licensed = name
-    for k, ax in enumerate(figure.subplots(down, across, squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.04 + title / side, left=0, right=1, bottom=0, top=1 - title / (side + title) / down)).flat):
+    figure.subplots_adjust(wspace=.04, hspace=.04 + title / side, left=0, right=1, bottom=0, top=1 - title / (side + title) / down)
+    for k, ax in enumerate(figure.subplots(down, across, squeeze=False).flat):
         ax.axis("off")
         if k >= len(rows): continue
         ax.imshow(np.asarray(faces.crops[int(rows[k])]))
