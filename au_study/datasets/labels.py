@@ -193,7 +193,7 @@ def _even_rows(rows, width, problem):
         if len(cells) > width and not any(cells[width:]): surplus = surplus or line; cells = cells[:width]
         if len(cells) != width:
             odd.append(i)
-            torn = " It is the last row: the file may have been cut off." if i == len(rows) - 1 and len(cells) < width else ""
+            torn = " It is the last row: the file may have been cut off." if i == len(rows) - 1 and len(cells) < width and len(odd) == 1 else ""
             problem("error", f"the row has {len(cells)} cells, expected {width}.{torn}", _RESTORE, line=line, sort="length")
             cells = cells[:1] + [""] * (width - 1)
         fixed.append((line, cells))
