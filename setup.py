@@ -27,6 +27,6 @@ setup(
     entry_points={
         "console_scripts": listed("console_scripts"),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
-        **{f"au_study.{kind}": listed(kind) for kind in ("estimators", "statistics", "datasets")},
+        **{f"au_study.{kind}": listed(kind) for kind in ("estimators", "statistics", "analyses", "datasets")},
     },
 )

@@ -266,7 +266,7 @@ def print_tables(plan: Plan, results: Path):
         final = places('studies', name, results)['final']
         if not final.is_dir(): continue
         study, table = load_study(entry['parameters']['study']), pd.read_csv(final / 'table.csv')
-        print(f'\n{paper_name(study.paper)}, Table {study.table}: {study.title}\n{caveat(study, table)}')
+        print(f'\n{paper_name(study.paper)}, {study.place}: {study.title}\n{caveat(study, table)}')
         if study.kind == 'statistics': print('Published values in brackets.')
         print(markdown(brief(study, table)))
 

@@ -48,20 +48,29 @@ def data_spec(
     profile: Profile,        # its `world` gives the sizes
     source: str = 'world',   # 'world', known data sets with commas between them, or a folder with FaceSets saved under their names
     resolution: float = 1.0, # crop size relative to the profile's
+    sampling: str = '',      # other sizes of the profile's `world`: those of '<dataset>_<sampling>', such as 'bp4d_video'
+    knobs: dict | None = None,  # fields of the world's preset that are turned, such as {'duration_factor': 2}
 ) -> dict:
     "What decides the pictures and labels of a batch; raises `ManifestError` where there are none."
     named = named_sets(source)
-    if dataset in named: return _known_spec(named[dataset], profile, resolution)
+    if knobs and (dataset in named or not named and source != 'world'): raise ManifestError(f"knobs {', '.join(knobs)} turn the face world; {dataset} comes from {source} here, where causes can't be turned")
+    if dataset in named: return _known_spec(named[dataset], profile, resolution, sampling)
     if not named and source != 'world': return _folder_spec(dataset, source, resolution)
     preset = project_root() / f'data_manifests/worlds/{dataset}.yaml'
     if not preset.exists():
         known = sorted(p.stem for p in preset.parent.glob('*.yaml'))
         raise ManifestError(f"the face world has no preset {dataset!r}; there are {', '.join(known)}")
-    own = profile.world.get(dataset, profile.world.get('default'))
-    if own is None: raise ManifestError(f"{profile.name}.yaml: `world` gives no sizes for {dataset!r} and no `default`; add one")
+    own = _world_sizes(profile, dataset, sampling)
     sizes = {**own, 'crop': max(8, round(profile.world.get('crop', 80) * resolution))}
     return {'source': 'world', 'dataset': dataset, 'preset': digest(read_yaml(preset)), 'profile': profile.name,
-            'sizes': sizes, 'seed': 0, 'resolution': float(resolution)}
+            'sizes': sizes, 'seed': 0, 'resolution': float(resolution), **({'sampling': sampling} if sampling else {}), **({'knobs': dict(knobs)} if knobs else {})}
+
+def _world_sizes(profile, dataset, sampling=''):
+    "The profile's sizes of a world; another sampling falls back on nothing, for it is asked for by name."
+    name = f'{dataset}_{sampling}' if sampling else dataset
+    own = profile.world.get(name, None if sampling else profile.world.get('default'))
+    if own is None: raise ManifestError(f"{profile.name}.yaml: `world` gives no sizes for {name!r}" + ('' if sampling else ' and no `default`') + '; add them')
+    return own
 
 # %% ../../nbs/study/27_data.ipynb #77ace351
 def _folder_spec(dataset, source, resolution):
@@ -78,7 +87,8 @@ def data_id(
 ) -> str:
     "Readable name and hash of a data spec."
     size = '' if spec['resolution'] == 1 else f"-x{spec['resolution']:g}"
-    place = f"world-{spec['profile']}" if spec['source'] == 'world' else f"{spec['size']}px" if spec['source'] == 'prepared' else 'data'
+    size += ''.join(f'-{k}_{v}' for k, v in spec.get('knobs', {}).items())
+    place = f"world-{spec['profile']}" + (f"-{spec['sampling']}" if spec.get('sampling') else '') if spec['source'] == 'world' else f"{spec['size']}px" if spec['source'] == 'prepared' else 'data'
     return f"{spec['dataset']}-{place}{size}-{digest(spec)}"
 
 # %% ../../nbs/study/27_data.ipynb #680a7277
@@ -92,11 +102,12 @@ def prepared_sizes(
     entry: Known,             # a distributor's tree
     profile: Profile,         # its crop size and number of frames hold
     resolution: float = 1.0,  # crop size relative to the profile's
+    sampling: str = '',       # as in `data_spec`; its own stride then holds
 ) -> dict:  # {'size': pixels, 'stride': every n-th coded frame}
     "How a tree is prepared for a profile."
     own = profile.world.get(entry.name, profile.world.get('default')) or {}
     each = entry.counts.get('frames', 0) / max(1, entry.counts.get('videos', 1))
-    stride = entry.stride or max(1, int(each // own['frames']) if own.get('frames') else 1)
+    stride = entry.stride or (_world_sizes(profile, entry.name, sampling).get('stride', 1) if sampling else max(1, int(each // own['frames']) if own.get('frames') else 1))
     return {'size': max(8, round(profile.world.get('crop', 80) * resolution)), 'stride': stride}
 
 def prepared_folder(
@@ -108,11 +119,11 @@ def prepared_folder(
     return cache_root() / 'prepared' / f"{entry.name}-{size}px{f'-every{stride}' if stride > 1 else ''}-{digest([entry.root, entry.options])}"
 
 # %% ../../nbs/study/27_data.ipynb #2ef7b32e
-def _known_spec(entry, profile, resolution):
+def _known_spec(entry, profile, resolution, sampling=''):
     "The spec of a known data set; a tree that isn't prepared has no fingerprint yet."
     from au_study.faces.faceset import FaceSet
     if entry.kind == 'faceset': return {'source': 'folder', 'dataset': entry.name, 'fingerprint': FaceSet.load(entry.root).fingerprint, 'resolution': float(resolution)}
-    sizes = prepared_sizes(entry, profile, resolution)
+    sizes = prepared_sizes(entry, profile, resolution, sampling)
     made = prepared_folder(entry, **sizes) / 'manifest.json'
     fingerprint = json.loads(made.read_text(encoding='utf-8'))['fingerprint'] if made.exists() else UNPREPARED
     return {'source': 'prepared', 'dataset': entry.name, 'fingerprint': fingerprint, **sizes, 'resolution': float(resolution)}
@@ -161,13 +172,14 @@ def _place(spec, source):
 # %% ../../nbs/study/27_data.ipynb #a770f3fa
 def _world(spec):
     from au_study.world.world import FaceWorld
-    return FaceWorld(preset=spec['dataset'], seed=spec['seed'])
+    from au_study.world.dynamics import load_preset
+    return FaceWorld(preset=load_preset(spec['dataset'], **spec.get('knobs', {})), seed=spec['seed'])
 
 def _sizes(spec):
     "The profile's name where it gives exactly these sizes (the cache is then shared with `au-study world`), else the sizes."
     try: named = data_spec(spec['dataset'], load_profile(spec['profile']), resolution=spec['resolution'])
     except ManifestError: named = None
-    return spec['profile'] if named == spec and spec['resolution'] == 1 else dict(spec['sizes'])
+    return spec['profile'] if named == spec and spec['resolution'] == 1 and not spec.get('knobs') else dict(spec['sizes'])
 
 # %% ../../nbs/study/27_data.ipynb #d0db4ab4
 def data_version(

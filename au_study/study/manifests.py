@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'ManifestError', 'project_root', 'results_root', 'read_yaml'
 # %% ../../nbs/study/20_manifests.ipynb #47dc9387
 import difflib
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -121,21 +122,29 @@ class Study:
     "One table of one paper: rows, metric, protocol."
     name: str                                       # file name without .yaml
     paper: str                                      # folder name of the paper
-    table: int | str                                # number in the paper
     title: str                                      # one line for people
     dataset: str                                    # data set: world preset or licensed set of the same name
+    table: int | str | None = None                  # number of the table in the paper
+    figure: int | str | None = None                 # or of the figure; neither: a study of our own
     rows: tuple[StudyRow, ...] = ()                 # in the paper's order
-    kind: str = 'scores'                            # 'scores' or 'statistics'
+    kind: str = 'scores'                            # 'scores', 'statistics' or 'analysis'
     protocol: dict = field(default_factory=dict)    # keys of study.protocol.Protocol
     metric: str = 'f1'                              # what the table prints
     reference: str | None = None                    # row that the others are compared with, in pairs
     statistic: str | None = None                    # kind 'statistics': name in the statistics registry
-    options: dict = field(default_factory=dict)     # kind 'statistics': its arguments
+    analysis: str | None = None                     # kind 'analysis': name in the analysis registry
+    data: dict = field(default_factory=dict)        # what all rows' data have in common (e.g. sampling)
+    options: dict = field(default_factory=dict)     # arguments of the statistic or analysis
     default: bool = False                           # part of the batch when no study is named
     note: str = ''                                  # what the table is not; printed with it
 
+    @property
+    def place(self) -> str:
+        "Where it stands in the paper: 'Table 5', 'Figure 9', or 'own study'."
+        return f'Table {self.table}' if self.table is not None else f'Figure {self.figure}' if self.figure is not None else 'own study'
+
 # %% ../../nbs/study/20_manifests.ipynb #13e9585e
-KINDS = ('scores', 'statistics')
+KINDS = ('scores', 'statistics', 'analysis')
 
 def _row(name, content, where):
     content = content or {}
@@ -160,7 +169,7 @@ def load_study(
         path = project_root() / f'data_manifests/studies/{study}.yaml'
     content = read_yaml(path)
     check_keys(content, [f.name for f in fields(Study) if f.name != 'name'], path.name)
-    missing = [k for k in ('paper', 'table', 'title', 'dataset') if k not in content]
+    missing = [k for k in ('paper', 'title', 'dataset') if k not in content]
     if missing: raise ManifestError(f"{path.name}: {', '.join(missing)} missing")
     rows = tuple(_row(n, c, path.name) for n, c in (content.pop('rows', None) or {}).items())
     return _checked(Study(name=path.stem, rows=rows, **content))
@@ -171,7 +180,10 @@ def _checked(study):
     where = f'{study.name}.yaml'
     if study.kind not in KINDS: raise ManifestError(f"{where}: kind {study.kind!r}; expected one of {', '.join(KINDS)}")
     if study.kind == 'scores' and not study.rows: raise ManifestError(f"{where}: a study of kind 'scores' needs rows")
-    if study.kind == 'statistics' and not study.statistic: raise ManifestError(f"{where}: a study of kind 'statistics' needs `statistic`")
+    for kind, key in (('statistics', 'statistic'), ('analysis', 'analysis')):
+        if (study.kind == kind) != bool(getattr(study, key)):
+            raise ManifestError(f"{where}: kind {study.kind!r} and `{key}: {getattr(study, key)}` don't fit; `{key}` belongs to kind {kind!r}, which needs it")
+    if study.table is not None and study.figure is not None: raise ManifestError(f"{where}: give `table` or `figure`, not both")
     measured = [r.name for r in study.rows if r.estimator]
     if study.reference and study.reference not in measured:
         raise ManifestError(f"{where}: reference {study.reference!r} is no measured row; there are {', '.join(measured)}")
@@ -179,11 +191,11 @@ def _checked(study):
 
 # %% ../../nbs/study/20_manifests.ipynb #d7d035a4
 def study_names() -> list[str]:
-    "All studies, papers together, tables in their numerical order."
+    "All studies, papers together, tables in their numerical order, then figures, then our own."
     names = [p.stem for p in (project_root() / 'data_manifests/studies').glob('*.yaml')]
     def order(name):
-        head, _, tail = name.rpartition('_table')
-        return head, int(tail) if tail.isdigit() else 0, name
+        found = re.fullmatch(r'(.+)_(table|figure)(\d+)(.*)', name)
+        return (found[1], found[2] != 'table', int(found[3]), found[4]) if found else (name.rpartition('_')[0], True, 1000, name)
     return sorted(names, key=order)
 
 # %% ../../nbs/study/20_manifests.ipynb #56d375ce

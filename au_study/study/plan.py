@@ -21,7 +21,7 @@ from .data import data_folds, data_id, data_spec, data_version, digest, named_se
 from .launch import places
 from .manifests import Profile, Study, load_profile, load_study, project_root
 from .protocol import protocol_of
-from .runs import Run, RunStore, make_run, parent_of
+from .runs import Run, RunStore, code_hash, make_run, parent_of
 from ..files import write_text
 
 # %% ../../nbs/study/45_plan.ipynb #aeb5c243
@@ -59,7 +59,7 @@ def row_runs(
     source: str,        # 'world' or a folder
 ) -> list[Run]:
     "The runs whose scores make a row."
-    spec = data_spec(study.dataset, profile, source, **row.data)
+    spec = data_spec(study.dataset, profile, source, **{**study.data, **row.data})
     count = data_folds(spec, source)
     folds = range(count) if profile.folds == 'all' else [f for f in profile.folds if f < count]
     params = {**_flat(sizes_for(profile, row)), **_flat(row.params)}
@@ -95,7 +95,7 @@ def make_ready(
     for study in map(load_study, studies):
         if study.dataset not in named_sets(source): continue
         for data in ({}, *(r.data for r in study.rows if r.estimator)):
-            spec = data_spec(study.dataset, prof, source, **data)
+            spec = data_spec(study.dataset, prof, source, **{**study.data, **data})
             if spec.get('fingerprint') == UNPREPARED: needed[data_id(spec)] = spec
     for spec in needed.values():
         if dry_run: print(f"{spec['dataset']}: would be prepared first, at {spec['size']} px" + (f", every {spec['stride']}. coded frame" if spec['stride'] > 1 else ''))
@@ -119,11 +119,13 @@ def make_plan(
     plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu, prof.minutes)
     for name in studies:
         study, rows, used = load_study(name), {}, {}
-        for row in study.rows if study.kind == 'scores' else ():
+        for row in study.rows:
             if row.estimator: rows[row.name] = [_add_run(plan, r, store, f'{study.name}/{row.name}') for r in row_runs(study, row, prof, source)]
-        spec = data_spec(study.dataset, prof, source)
-        for d in {data_id(spec): spec} if study.kind == 'statistics' else {plan.runs[r]['data']: None for ids in rows.values() for r in ids}: used[d] = True
-        if study.kind == 'statistics': plan.data[data_id(spec)] = {'spec': spec}
+        if study.kind != 'scores':   # it looks at the data itself
+            spec = data_spec(study.dataset, prof, source, **study.data)
+            plan.data[data_id(spec)] = {'spec': spec}
+            used[data_id(spec)] = True
+        used |= {plan.runs[r]['data']: True for ids in rows.values() for r in ids}
         _add_study(plan, study, str(name), rows, list(used), prof, store)
     return plan
 
@@ -145,13 +147,15 @@ def _add_run(plan, run, store, row):
 def _add_study(plan, study, name, rows, data, profile, store):
     "Add the notebook that makes a study's table."
     content = [json.loads(json.dumps(asdict(study))), rows, data, profile.n_boot, harness_hash(), _published_bytes(study)]
-    if study.kind == 'statistics': content += [profile.labels, *(data_version(plan.data[d]['spec']) for d in data)]   # no run tells which data it was
+    if study.kind != 'scores': content += [profile.labels, code_hash(), *(data_version(plan.data[d]['spec']) for d in data)]   # no run tells which data and code it was
     key = f'{study.name}-{profile.name}-{digest(content)}'
     given = {'study': name, 'rows': rows, 'data': data, 'profile': profile.name, 'n_boot': profile.n_boot, 'source': plan.source,
              'results': str(store.root), 'out': str(places('studies', key, store.root)['out'])}
-    if study.kind == 'statistics': given = {k: v for k, v in given.items() if k != 'rows'} | {'data': plan.data[data[0]]['spec'], 'labels': profile.labels}
-    plan.studies[key] = {'study': study.name, 'kind': study.kind, 'paper': study.paper, 'table': study.table, 'title': study.title, 'rows': rows, 'data': data,
-                         'notebook': {'scores': 'table', 'statistics': 'statistics'}[study.kind], 'parameters': given}
+    if study.kind != 'scores': given['data'] = plan.data[data[0]]['spec']
+    if study.kind == 'statistics': given['labels'] = profile.labels; del given['rows']
+    if study.kind == 'analysis': given['threads'] = plan.threads
+    plan.studies[key] = {'study': study.name, 'kind': study.kind, 'paper': study.paper, 'place': study.place, 'title': study.title, 'rows': rows, 'data': data,
+                         'notebook': 'table' if study.kind == 'scores' else study.kind, 'parameters': given}
 
 # %% ../../nbs/study/45_plan.ipynb #1dd8f674
 def write_plan(

@@ -183,7 +183,7 @@ def study_html(
     note: str = '',              # HTML: how far its runs are
 ) -> str:
     "A section of the page."
-    parts = [f'<h2 id="{_e(study.name)}">{_e(paper_name(study.paper))}, Table {_e(study.table)}: {_e(study.title)}</h2>']
+    parts = [f'<h2 id="{_e(study.name)}">{_e(paper_name(study.paper))}, {_e(study.place)}: {_e(study.title)}</h2>']
     waiting = {'missing': 'Waits for its runs.', 'running': 'Being put together.', 'failed': 'Failed; see above.'}
     if table is None: return ''.join([*parts, f'<p class=soft>{_e(waiting.get(status, ""))}</p>', note])
     parts.append(f'<p>{_e(caveat(study, table))}</p>')
@@ -249,7 +249,7 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
     seen, parts = states(plan, results), []
     what = 'the face world' if plan.source == 'world' else f'data in {Path(plan.source).name}'
     parts.append(f'<h1>{_e(plan.profile)} profile, {_e(what)}</h1><p class=soft>{_e(plan.title)}</p>' + progress_html(plan, seen, results, slots, running) + failures_html(plan, seen, results))
-    parts.append('<p>' + ' · '.join(f'<a href="#{_e(e["study"])}">{_e(paper_name(e["paper"]))} Table {_e(e["table"])}</a>' for e in plan.studies.values()) + '</p>' + LEGEND)
+    parts.append('<p>' + ' · '.join(f'<a href="#{_e(e["study"])}">{_e(paper_name(e["paper"]))} {_e(e["place"])}</a>' for e in plan.studies.values()) + '</p>' + LEGEND)
     for name, entry in plan.studies.items():
         final = places('studies', name, results)['final']
         table = pd.read_csv(final / 'table.csv') if final.is_dir() else None

@@ -75,8 +75,9 @@ def published_rows(
 ) -> pd.DataFrame:
     "Printed numbers as `row`, `item`, `value`; empty where the table isn't transcribed."
     from au_study.study.published import published
-    try: table = published(study.paper, study.table)
-    except FileNotFoundError: return pd.DataFrame({'row': [], 'item': [], 'value': []})
+    try: table = published(study.paper, study.table) if study.table is not None else None
+    except FileNotFoundError: table = None
+    if table is None: return pd.DataFrame({'row': [], 'item': [], 'value': []})
     return table.rename_axis('item').reset_index().melt('item', var_name='row', value_name='value')[['row', 'item', 'value']].dropna(ignore_index=True)
 
 def published_values(
@@ -191,7 +192,7 @@ def plot_averages(
     axis.errorbar(rows['measured'].astype(float), rows.index, xerr=ends, fmt='o', ms=4, color='tab:blue', label='measured')
     axis.plot(rows['published'].astype(float), rows.index, 'o', ms=5, mfc='none', color='tab:gray', label='published')
     if rows['always_positive'].notna().any(): axis.axvline(rows['always_positive'].max(), lw=.8, ls=':', color='tab:red', label='always yes')
-    axis.set(yticks=rows.index, yticklabels=rows['row'], xlabel='average F1 (%)', title=f'{paper_name(study.paper)}, Table {study.table}')
+    axis.set(yticks=rows.index, yticklabels=rows['row'], xlabel='average F1 (%)', title=f'{paper_name(study.paper)}, {study.place}')
     axis.legend(fontsize=7, loc='best')
     return figure
 
@@ -270,7 +271,7 @@ def caveat(
     kinds = set(table['kind'])
     what = ('Measured numbers come from the synthetic face world, published ones from photographs: they may agree in order, not in value.' if 'world' in kinds else
             'Published numbers come from the papers\' own protocols; splits, crops and epoch selection may differ.' if 'real' in kinds else 'Nothing was measured.')
-    seen = table.dropna(subset=['folds'])
+    seen = table.dropna(subset=['folds']) if 'folds' in table else table[:0]
     size = f" {int(seen['folds'].max())} fold(s), {int(seen['seeds'].max())} seed(s), {int(seen['subjects'].max())} subjects." if len(seen) else ''
     return (what + size + (' ' + study.note if study.note else '')).strip()
 
@@ -279,7 +280,7 @@ def table_markdown(
     table: pd.DataFrame,  # its rows
 ) -> str:
     "The table as a Markdown page: summary, AUs, protocol, caveats."
-    parts = [f'# {paper_name(study.paper)}, Table {study.table}: {study.title}', caveat(study, table), markdown(summary(study, table))]
+    parts = [f'# {paper_name(study.paper)}, {study.place}: {study.title}', caveat(study, table), markdown(summary(study, table))]
     if study.kind == 'scores':
         for column, title in (('measured', 'Measured F1 (%)'), ('published', 'Published F1 (%)')):
             wide = per_au(table, column)
