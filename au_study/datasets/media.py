@@ -168,9 +168,11 @@ def _why(error):
 # %% ../../nbs/datasets/30_media.ipynb #d9e28ed9
 class _Images(Media):
     "Pictures with a number in their name; a subclass gives `_list() -> (names, problems)` and the context `_fetcher() -> (name -> bytes)`."
-    pattern = None
+    pattern, shift = None, 0
 
-    def _number(self, names): return _by_number(names, self.pattern)
+    def _number(self, names):
+        index, twice, others = _by_number(names, self.pattern)
+        return {n + self.shift: v for n, v in index.items()}, {n + self.shift: v for n, v in twice.items()}, others
 
     def _index(self):
         "Number the names once: ({number: name}, {number: names that claim it}, problems)."
@@ -217,9 +219,10 @@ class ImageFolder(_Images):
         path: str | Path,  # the folder
         root: str | Path | None = None,  # root of the data set, for messages; None: the folder's parent
         pattern: str | None = None,  # regular expression of a name without suffix, with one group: the number; None: digits only
+        shift: int = 0,  # added to the number in a name, for pictures that were counted from another frame than the labels
     ):
         self._at(path, root)
-        self.pattern = pattern
+        self.pattern, self.shift = pattern, int(shift)
 
     def _list(self):
         files, _, problems = scan_folder(self.path, self.root)
