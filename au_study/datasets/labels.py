@@ -296,7 +296,7 @@ def _find_columns(rows, columns, keyed, needed, known, flags, found):
     names = _columns(line, cells, keyed, set(flags.values()), found)
     if keyed and header_au(cells[0]) is not None: found("warning", f"the first column is called {_quote(cells[0])}; it is read as the frame number.", line=line, column="frame")
     uncoded = [c for c in names if known is not None and int(c[2:]) not in known]
-    if uncoded: found("note", f"the columns {', '.join(uncoded)} are not coded in this data set; they are left out.", line=line)
+    if uncoded: found("note", f"the columns {', '.join(uncoded[:6])}{f' and {len(uncoded) - 6} more' if len(uncoded) > 6 else ''} are not coded in this data set; they are left out.", line=line)
     names = {c: i for c, i in names.items() if c not in uncoded}
     missing = [f"AU{a}" for a in needed if f"AU{a}" not in names]
     for c in missing: found("error", f"the header has no column {c}; it has {', '.join(names) or 'no AU'}.", _RESTORE, line=line, column=c)
