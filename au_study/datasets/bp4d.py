@@ -81,7 +81,8 @@ class BP4D(Dataset):
 
     def _index(self):
         problems = []
-        media, labels = self._media(problems), self._label_files(problems)
+        labels = self._label_files(problems)
+        media = self._media(labels, problems)
         found = [Recording(*key, tuple(labels.get(key, ())), media.get(key)) for key in sorted({*media, *labels})]
         return found, problems + list(_missing_halves(self, found, bool(media), bool(labels))) + list(_missing_tasks(self, found))
 
@@ -110,7 +111,7 @@ def _add(index, key, value, path, problems):
 
 
 @patch
-def _media(self: BP4D, problems) -> dict[tuple[str, str], Media]:
+def _media(self: BP4D, labels, problems) -> dict[tuple[str, str], Media]:
     "Folders of pictures by recording."
     index = {}
     parents = [path for _, path in self.tree.folders("", self.image_folder)] or ([""] if self.tree.folders("", SUBJECT) else [])
@@ -181,12 +182,15 @@ def _missing_halves(self, found, any_media, any_labels):
         if n.lower() == "aucoding" or re.fullmatch(self.image_folder, n, re.IGNORECASE): below = ""; break
         if self.tree.folders(n, f"AUCoding|{self.image_folder}"): below = f" They seem to lie in {n!r}: give that folder as the root."
     where = (f"The root holds {', '.join(names[:6]) or 'no folder'}" + (" ..." if len(names) > 6 else "") + "." + below)
-    labels = "AUCoding" if self.kind == "occurrence" else "AU-Intensity-Codes3.0"
+    labels = next((relative_name(r.labels[0].parent if self.kind == "occurrence" else r.labels[0].parent.parent, self.root) for r in found if r.labels), _HOME[self.kind])
     if not any_media: yield Problem("error", f"There are no pictures; expected {self.image_hint}.", where, self.image_hint.partition("/")[0])
     if not any_labels: yield Problem("error", f"There are no {self.kind} labels; expected them in {labels}.", where, labels)
     for r in found:
         if any_media and r.media is None: yield r.problem("error", "The recording has labels and no pictures.", _RESTORE, file=relative_name(r.labels[0], self.root))
         if any_labels and not r.labels: yield r.problem("error", f"The recording has pictures and no {self.kind} labels.", _RESTORE, file=f"{labels}/{r.subject}_{r.video}.csv")
+
+
+_HOME = {"occurrence": "AUCoding", "intensity": "AU-Intensity-Codes3.0"}  # where labels are expected if none are found
 
 
 def _missing_tasks(self, found):

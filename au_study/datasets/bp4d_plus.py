@@ -53,22 +53,25 @@ class BP4DPlus(BP4D):
 
 
 @patch
-def _media(self: BP4DPlus, problems) -> dict[tuple[str, str], Media]:
+def _media(self: BP4DPlus, labels, problems) -> dict[tuple[str, str], Media]:
     "Pictures of the coded tasks by recording."
     index = {}
     for _, parent in self.tree.folders("", self.image_folder):
         zips, folders = self.tree.files(parent, SUBJECT + r"\.zip"), self.tree.folders(parent, SUBJECT)
         taken = {path.rpartition("/")[2] for _, path in [*zips, *folders]}
         problems += passed_over([n for part in self.tree.look(parent) for n in part if n not in taken], parent, "<subject>.zip")
-        for m, path in zips: _add_tasks(self, index, _in_zip(self, m, path), path, problems)
+        for m, path in zips: _add_tasks(self, index, _in_zip(self, m, path, labels, problems), path, problems)
         for m, path in folders: _add_tasks(self, index, _in_folder(self, m, path), path, problems)
     return index
 
 # %% ../../nbs/datasets/52_bp4d_plus.ipynb #5261d195
-def _in_zip(self, m, path):
-    "The coded tasks of a zip. Its subject folder is called as the zip is."
+def _in_zip(self, m, path, labels, problems):
+    "The coded tasks of a zip: those with labels, and those with pictures. Its subject folder is called as the zip is."
     inside = path.rpartition("/")[2][:-len(".zip")]
-    return {recording_key(*m.groups(), t[1:]): ZipFromOne(self.root / path, f"{inside}/{t}", self.root) for t in self.manifest.tasks}
+    tasks = {recording_key(*m.groups(), t[1:]): ZipFromOne(self.root / path, f"{inside}/{t}", self.root) for t in self.manifest.tasks}
+    kept = {key: zipped for key, zipped in tasks.items() if key in labels or len(zipped)}
+    if not kept: problems += next(iter(tasks.values())).problems  # no task, or no zip
+    return kept
 
 
 def _in_folder(self, m, path):
