@@ -95,7 +95,7 @@ def _compare(recording, row, coded, numbers, seen, sparse):
     where = {'subject': recording.subject, 'video': recording.video}
     lost = np.setdiff1d(coded, seen.numbers)
     free = np.setdiff1d(seen.numbers, numbers)
-    within = free[(free > numbers.min(initial=0)) & (free < numbers.max(initial=-1))] if len(numbers) else free[:0]
+    within = free[(free > numbers.min()) & (free < numbers.max())] if len(numbers) else free[:0]
     row |= {'pictures': len(seen.numbers), 'label_without_picture': len(lost), 'picture_without_label': len(free), 'within_labels': len(within), 'unreadable': len(seen.unreadable)}
     told = [replace(p, **where) for p in seen.problems]
     name = recording.media.name
@@ -229,6 +229,14 @@ def _short(table, by):
     return out.drop(columns=quiet).rename(columns=_HEAD)
 
 # %% ../../nbs/datasets/65_check.ipynb #0d0bdc9b
+def _said_once(problems):
+    "Problems from the worst on as lines, those of equal wording together."
+    groups = {}
+    for p in problems: groups.setdefault((p.severity, p.message, p.column), []).append(p)
+    ordered = sorted(groups.values(), key=lambda g: SEVERITIES.index(g[0].severity))
+    return [(str(g[0]) + (f' (and so in {len(g) - 1} more places)' if len(g) > 1 else ''), g) for g in ordered]
+
+# %% ../../nbs/datasets/65_check.ipynb #9f5f82f8
 def as_text(
     report: Report,      # to print
     shown: int = 40,     # problems that are listed
@@ -237,10 +245,10 @@ def as_text(
     counts = '\n'.join(f"  {w:<9}{r['counted']:>9} counted, {'about ' if r['about'] else ''}{r['expected']} expected" for w, r in report.counts.iterrows())
     by = 'video' if len(report.recordings) <= 30 else 'subject'
     table = _short(report.recordings, by).reset_index().to_string(index=False, na_rep='-') if len(report.recordings) else 'No recording was found.'
-    ordered = sorted(report.problems, key=lambda p: SEVERITIES.index(p.severity))
-    rest = [f'... and {tally(ordered[shown:])} more; see check.html'] if len(ordered) > shown else []
+    lines = _said_once(report.problems)
+    rest = [f'... and {tally([p for _, g in lines[shown:] for p in g])} more; see check.html'] if len(lines) > shown else []
     made = ' (written by the face world: all faces are synthetic)' if report.synthetic else ''
-    return '\n'.join([f'{report.title}{made}: {report.looked}', counts, '', table, '', *map(str, ordered[:shown]), *rest, '', f'{tally(report.problems)} in {report.seconds:.0f} s'])
+    return '\n'.join([f'{report.title}{made}: {report.looked}', counts, '', table, '', *(line for line, _ in lines[:shown]), *rest, '', f'{tally(report.problems)} in {report.seconds:.0f} s'])
 
 # %% ../../nbs/datasets/65_check.ipynb #c1a09e7b
 _STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:1260px;margin:0 auto;padding:24px 20px 80px;color-scheme:light dark}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
