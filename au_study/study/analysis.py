@@ -115,11 +115,10 @@ def text_of(value, digits: int = 3) -> str:
     return f'{value:.{digits}g}' if abs(value) < 100 else f'{value:.1f}'.removesuffix('.0')
 
 def analysis_text(
-    found: Analysis,  # from `run_analysis`
+    table: pd.DataFrame,  # of an analysis
 ) -> pd.DataFrame:
     "The table as text; columns without content are left out."
-    table = found.table.drop(columns=['kind']).dropna(axis=1, how='all')
-    return table.map(text_of)
+    return table.drop(columns=['kind']).dropna(axis=1, how='all').map(text_of)
 
 def write_analysis(
     study: Study,     # what was made
@@ -129,7 +128,7 @@ def write_analysis(
     "Write `table.csv`, `table.md` and, where there is one, `figure.png` and `figure.svg`."
     out = Path(out)
     write_text(out / 'table.csv', found.table.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
-    parts = [f'# {paper_name(study.paper)}, {study.place}: {study.title}', caveat(study, found.table), found.note, markdown(analysis_text(found))]
+    parts = [f'# {paper_name(study.paper)}, {study.place}: {study.title}', caveat(study, found.table), found.note, markdown(analysis_text(found.table))]
     write_text(out / 'table.md', '\n\n'.join(p for p in parts if p) + '\n')
     if found.figure is not None:
         for suffix in ('png', 'svg'): found.figure.savefig(out / f'figure.{suffix}', dpi=110, bbox_inches='tight', metadata={'Date': None} if suffix == 'svg' else None)

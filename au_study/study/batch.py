@@ -20,6 +20,7 @@ import psutil
 from tqdm import tqdm
 
 from ..files import remove_whole
+from .analysis import analysis_text
 from .data import cache_root, record_holds
 from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
 from .manifests import ManifestError, load_study, project_root, results_root
@@ -268,7 +269,9 @@ def print_tables(plan: Plan, results: Path):
         study, table = load_study(entry['parameters']['study']), pd.read_csv(final / 'table.csv')
         print(f'\n{paper_name(study.paper)}, {study.place}: {study.title}\n{caveat(study, table)}')
         if study.kind == 'statistics': print('Published values in brackets.')
-        print(markdown(brief(study, table)))
+        picture = results / 'tables' / plan.name / f'{study.name}.png'
+        if picture.exists(): print(f'Figure: {picture}')
+        else: print(markdown(analysis_text(table) if study.kind == 'analysis' else brief(study, table)))
 
 # %% ../../nbs/study/55_batch.ipynb #722a81af
 def reproduce(

@@ -5,23 +5,26 @@
 # %% auto #0
 __all__ = ['STYLE', 'KIND_CLASS', 'KIND_TAG', 'ORDER', 'LEGEND', 'state', 'states', 'read_failure', 'collect_tables',
            'cost_table', 'tag', 'html_table', 'interval_bar', 'averages_html', 'wide_html', 'statistics_html',
-           'study_html', 'run_matrix', 'failures_html', 'progress_html', 'batch_html', 'write_report', 'main']
+           'analysis_html', 'study_html', 'run_matrix', 'failures_html', 'progress_html', 'batch_html', 'write_report',
+           'main']
 
 # %% ../../nbs/study/50_report.ipynb #fe0f2834
 import argparse
 import html
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 
+from .analysis import analysis_text
 from .launch import places
 from .manifests import Study, load_study, results_root
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore, held
-from ..files import write_text
+from ..files import whole_file, write_text
 from .tables import WORDS, caveat, paper_name, per_au
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
@@ -62,10 +65,10 @@ def collect_tables(
     folder = Path(results) / 'tables' / plan.name
     for name, entry in plan.studies.items():
         source = places('studies', name, results)['final']
-        for kind in ('csv', 'md'):
+        for made, kind in (('table', 'csv'), ('table', 'md'), ('figure', 'png'), ('figure', 'svg')):
             target = folder / f"{entry['study']}.{kind}"
-            if source.is_dir(): write_text(target, (source / f'table.{kind}').read_text(encoding='utf-8'))
-            else: target.unlink(missing_ok=True)
+            if not (source / f'{made}.{kind}').exists(): target.unlink(missing_ok=True); continue
+            with whole_file(target) as aside: shutil.copyfile(source / f'{made}.{kind}', aside)
         if entry['rows'] and source.is_dir(): write_text(folder / f"{entry['study']}.cost.csv", cost_table(entry['rows'], results).to_csv(index=False))
 
 # %% ../../nbs/study/50_report.ipynb #da735130
@@ -175,6 +178,16 @@ def statistics_html(table: pd.DataFrame) -> str:
     return html_table(['row', 'item', 'what', 'measured', '95 % interval over subjects', 'published', 'measured − published'], cells)
 
 # %% ../../nbs/study/50_report.ipynb #b196484d
+def analysis_html(
+    table: pd.DataFrame,   # of an analysis
+    figure: str | None,    # address of its picture
+) -> str:
+    "The picture of an analysis, its table folded away below; the table alone where there is no picture."
+    text = analysis_text(table)
+    rows = html_table(list(text.columns), [[_e(v) for v in line] for line in text.to_numpy()])
+    if not figure: return rows
+    return f'<p><img src="{_e(figure)}" alt="figure" style="max-width:100%"></p><details><summary>In numbers</summary>{rows}</details>'
+
 def study_html(
     study: Study,                # whose table
     table: pd.DataFrame | None,  # its rows; None: not there yet
@@ -191,9 +204,10 @@ def study_html(
         parts += [averages_html(study, table), '<details open><summary>Measured F1 % of each AU</summary>', wide_html(table, 'measured') or '<p class=soft>Nothing measured.</p>', '</details>']
         quoted = wide_html(table, 'published')
         parts += ['<details><summary>Published F1 % of each AU</summary>', quoted, '</details>'] if quoted else ['<p class=soft>The published table is not transcribed here.</p>']
+    elif study.kind == 'analysis': parts.append(analysis_html(table, links.get('figure')))
     else: parts.append(statistics_html(table))
-    ids = table[['protocol', 'code', 'data']].dropna(axis=1, how='all').dropna()
-    parts.append('<p class=soft>' + _e(describe(protocol_of(study.protocol))) + '</p>')
+    ids = table.reindex(columns=['protocol', 'code', 'data']).dropna(axis=1, how='all').dropna()
+    if study.protocol: parts.append('<p class=soft>' + _e(describe(protocol_of(study.protocol))) + '</p>')
     parts.append('<p class=soft>' + ' '.join(f'{c} ' + ' '.join(f'<code>{_e(v)}</code>' for v in ids[c].unique()) for c in ids) + '</p>')
     parts.append('<p>' + ' · '.join(f'<a href="{_e(u)}">{_e(t)}</a>' for t, u in links.items()) + '</p>')
     return ''.join(parts) + note
@@ -254,7 +268,8 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
         final = places('studies', name, results)['final']
         table = pd.read_csv(final / 'table.csv') if final.is_dir() else None
         base = f"tables/{plan.name}/{entry['study']}"
-        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb'} | ({'cost': f'{base}.cost.csv'} if entry['rows'] else {})
+        figure = {'figure': f'{base}.png'} if (final / 'figure.png').exists() else {}
+        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb'} | figure | ({'cost': f'{base}.cost.csv'} if entry['rows'] else {})
         parts.append(study_html(load_study(entry['parameters']['study']), table, seen['studies'][name], links, run_matrix(plan, name, seen, results)))
     return ''.join(parts)
 
