@@ -11,13 +11,15 @@ from .cache import CropCache, CropCacheError
 from .faceset import DatasetCard, FaceSet, FaceSetError
 from .frames import KEYS, FrameTableError, check_frames, label_columns, occurrence, read_frames, write_frames
 from .landmarks import Detection, DlibDetector, GivenLandmarks, WorldDetector
+from .mixture import mix, part
+from .privacy import LicensedFaces, contact_sheet, require_showable, save_picture, show_faces
 from .statistics import label_statistics, pcc, segments
 
 # %% ../../nbs/faces/index.ipynb #c586d930
 __all__ = ["KEYS", "FrameTableError", "check_frames", "label_columns", "occurrence", "read_frames", "write_frames", "segments", "label_statistics", "pcc",
            "DatasetCard", "FaceSet", "FaceSetError", "Detection", "GivenLandmarks", "DlibDetector", "WorldDetector",
            "FivePointCrop", "EyeLineCrop", "LandmarkBoxCrop", "ProcrustesCrop", "crop_faces", "five_point", "procrustes_mean", "similarity", "transform_points",
-           "CropCache", "CropCacheError", "Augment"]  # noqa: F822
+           "CropCache", "CropCacheError", "Augment", "mix", "part", "LicensedFaces", "require_showable", "save_picture", "show_faces", "contact_sheet"]  # noqa: F822
 
 # %% ../../nbs/faces/index.ipynb #1bf808e0
 def __getattr__(name):
