@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Interval', 'bootstrap_f1', 'f1_intervals', 'paired_bootstrap_f1', 'holm', 'paired_f1_table', 'TTest', 'paired_ttest',
-           'subject_sums', 'ratio_interval']
+           'drawn_f1', 'subject_sums', 'ratio_interval']
 
 # %% ../../nbs/scoring/40_significance.ipynb #97333da0
 from dataclasses import dataclass
@@ -226,6 +226,20 @@ def paired_ttest(
     t = mean / error if error > 0 else np.copysign(np.inf, mean) if mean else 0.0
     half = stats.t.ppf((1 + level) / 2, n - 1) * error
     return TTest(float(mean), float(mean - half), float(mean + half), float(t), n - 1, float(2 * stats.t.sf(abs(t), n - 1)), level)
+
+# %% ../../nbs/scoring/40_significance.ipynb #95d667b4
+def drawn_f1(
+    truth: pd.DataFrame,     # occurrence frame table, 0/1/NaN
+    tables: list,            # score tables of M methods, same keys
+    threshold: float = 0.5,  # detected where score >= threshold
+    n_boot: int = 1000,      # resamples
+    seed: int = 0,           # the same seed gives the same draws
+    unit: str = 'subject',   # what is drawn
+    aus: list | None = None, # AUs to use; None = all
+) -> tuple[np.ndarray, np.ndarray, list]:  # values [M, K+1], draws [n_boot, M, K+1] (the last AU is the average), AU names [K]
+    "Pooled F1 of several methods, and under resampling of the same units for all."
+    counts, size, names = _unit_counts(truth, tables, threshold, aus, unit)
+    return _f1((counts * size[:, None, None, None]).sum(0)), _resampled_f1(counts, size, n_boot, seed), names
 
 # %% ../../nbs/scoring/40_significance.ipynb #9108dc74
 def subject_sums(

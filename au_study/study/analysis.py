@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_text
-from .data import check_fingerprint, open_data, read_record, under_protocol
+from .data import check_fingerprint, full_labels, open_data, read_record, under_protocol
 from .manifests import ManifestError, Profile, Study, load_profile
 from .protocol import protocol_of
 from .runs import RunStore
@@ -42,6 +42,12 @@ class Context:
         return under_protocol(faces, protocol_of(self.study.protocol)) if self.study.protocol else faces
 
     @cached_property
+    def labels(self):
+        "The labels alone: of every frame of the full cohort for the world, those of `faces` for a data set."
+        labels = full_labels(self.spec, open_data(self.spec, self.source))
+        return under_protocol(labels, protocol_of(self.study.protocol)) if self.study.protocol else labels
+
+    @cached_property
     def sizes(self) -> Profile:
         "The profile."
         return load_profile(self.profile)
@@ -59,6 +65,11 @@ class Context:
         "Run ids of a row."
         if not self.runs.get(row): raise ManifestError(f"{self.study.name}: row {row!r} has no runs; there are {', '.join(self.runs) or 'none'}")
         return self.runs[row]
+
+    def seconds(self, row: str, stage: str = 'fit') -> float:
+        "Mean seconds that a run of the row took in a stage, with the run whose weights it uses."
+        def own(run): return 0 if run is None else self.store.read(run, 'timing')['seconds'].get(stage, 0) + own(self.store.read(run, 'run')['parent'])
+        return sum(map(own, self.ids(row))) / len(self.ids(row))
 
     def model(self, row: str, k: int = 0):
         "The fitted estimator of a row's run number `k`; that of its parent where the run only predicts."
