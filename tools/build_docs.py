@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from lint_notebooks import all_notebooks, check_licensed_faces, read
+
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSED, SOURCE, SITE = ROOT / "_proc", ROOT / "build" / "docs_source", ROOT / "_docs"
 PARTS = {  # heading of the navigation -> what stands under it, in this order; a new folder joins the last part until it is named here
@@ -211,6 +213,9 @@ def main() -> None:
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
     start = time.monotonic()
+    licensed = [f"{path.relative_to(ROOT)}: {sentence}" for path in all_notebooks() for sentence in check_licensed_faces(read(path), "")]
+    if licensed:
+        sys.exit("docs: " + "\n".join(licensed))
     print("docs 1/3: nbdev's processors (they run exported cells to read the signatures)", flush=True)
     shutil.rmtree(PROCESSED, ignore_errors=True)
     try:
