@@ -274,7 +274,7 @@ def add_arguments(
     parser.add_argument('--recipe', metavar='NAME', help="crop recipe, if the run's can't be told")
     parser.add_argument('--predictor', metavar='FILE', help='dlib shape predictor of 68 points (default: one trained on the face world)')
     parser.add_argument('--predictor-sha256', metavar='HASH', help='its hash, which must be given with it')
-    parser.add_argument('--look', type=int, default=480, metavar='N', help='longer side of the picture in which faces are looked for first, pixels (default 480)')
+    parser.add_argument('--look', type=int, default=960, metavar='N', help='longer side of the picture in which faces are looked for first, pixels (default 960; smaller is faster and misses small faces)')
     parser.add_argument('--device', default='auto', help='auto (default), cpu, cuda')
 
 # %% ../../nbs/study/64_detect.ipynb #514e4782
