@@ -8,6 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'NO_IMAGE', 'NO_FRAME', 'Frame', 
 
 # %% ../../nbs/datasets/30_media.ipynb #201bf375
 import errno
+import mmap
 import os
 import re
 import zipfile
@@ -40,6 +41,7 @@ class Frame:
     image: np.ndarray | None  # uint8 RGB [H, W, 3]
     problem: str | None = None  # why there is no image
     time: float | None = None  # seconds from the start of a video, by its own clock
+    reduced: int = 1  # how many times smaller than stored the image was decoded
 
     @property
     def missing(self) -> bool:
@@ -61,11 +63,13 @@ def _cut_off(data):
     return None
 
 # %% ../../nbs/datasets/30_media.ipynb #449e0272
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg asks once a process; set it to 24 to see its warnings
+
+
 @contextmanager
 def _quiet():
-    "Keep OpenCV and FFmpeg from printing to the terminal what is reported in words anyway."
+    "Keep OpenCV from printing to the terminal what is reported in words anyway."
     log = getattr(getattr(cv2, "utils", None), "logging", None) or cv2
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     old = log.getLogLevel() if hasattr(log, "getLogLevel") else None
     if old is not None: log.setLogLevel(0)
     try: yield
@@ -75,15 +79,20 @@ def _quiet():
 
 def decode_image(
     data: bytes,  # content of a picture file
+    reduce: int = 1,  # 2, 4, 8: decode a JPEG so many times smaller, which is faster; other formats ignore it
 ) -> tuple[np.ndarray | None, str | None]:  # uint8 RGB [H, W, 3] and None, or None and the reason
     "Decode a JPEG, PNG or BMP to 8-bit RGB; a file that is cut off gives no picture."
     fault = _cut_off(data)
     if fault: return None, fault
+    flag = _REDUCED[reduce if data[:2] == b"\xff\xd8" else 1]
     try:
-        with _quiet(): image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        with _quiet(): image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as e: image, fault = None, f" ({str(e).strip().splitlines()[-1][:80]})"
     if image is None: return None, f"cannot be decoded: {len(data)} bytes beginning with {data[:8]!r}{fault or ''}"
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), None
+
+
+_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 # %% ../../nbs/datasets/30_media.ipynb #15999a8d
 class Media:
@@ -191,18 +200,21 @@ class _Images(Media):
     @property
     def problems(self): return list(self._index()[2])
 
-    def read(self, numbers=None):
+    def read(self, numbers=None,
+        reduce=None,  # function frame number -> 1, 2, 4 or 8: decode a JPEG so many times smaller (`Frame.reduced` says what was done)
+    ):
         with self._fetcher() as fetch:
-            for n in self.numbers.tolist() if numbers is None else _wanted(numbers): yield self._frame(n, fetch)
+            for n in self.numbers.tolist() if numbers is None else _wanted(numbers): yield self._frame(n, fetch, reduce(n) if reduce else 1)
 
-    def _frame(self, n, fetch):
+    def _frame(self, n, fetch, reduce):
         "One frame; whatever the file system or the zip refuses becomes its problem."
         index, twice, _ = self._index()
         if n in twice: return Frame(n, None, f"{len(twice[n])} files claim this frame: {', '.join(twice[n])}")
         if n not in index: return Frame(n, None, f"{NO_IMAGE} in {self.name}")
-        try: image, problem = decode_image(fetch(index[n]))
-        except _READ_ERRORS as e: image, problem = None, f"cannot be read: {_why(e)}"
-        return Frame(n, image, problem and f"{index[n]}: {problem}")
+        try: data = fetch(index[n])
+        except _READ_ERRORS as e: return Frame(n, None, f"{index[n]}: cannot be read: {_why(e)}")
+        image, problem = decode_image(data, reduce)
+        return Frame(n, image, problem and f"{index[n]}: {problem}", reduced=reduce if data[:2] == b"\xff\xd8" else 1)
 
 
 _READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)  # NotImplementedError is a RuntimeError
@@ -416,12 +428,18 @@ def _file_fault(path):
     return None if head else "The video is empty (0 bytes)."
 
 
+def _no_index(path):
+    "What is special about an MP4 that cannot be opened: its index comes last, so a copy that broke off has none."
+    with open(path, "rb") as f:
+        if f.read(12)[4:8] != b"ftyp": return ""
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: return "" if data.find(b"moov") >= 0 else ": the index of this MP4 is missing, so it was probably cut off"
+
+
 def _video_problems(plan, video):
     "What can be said about a video from its plan."
     problem = lambda severity, message, remedy="": Problem(severity, message, remedy, video.name)
     if not len(plan.slots):
-        mp4 = video.path.open("rb").read(12)[4:8] == b"ftyp"
-        return [problem("error", "The file cannot be opened as a video" + (": the index of this MP4 is missing, so it was probably cut off." if mp4 else "."), _REMEDIES["again"])]
+        return [problem("error", f"The file cannot be opened as a video{_no_index(video.path)}.", _REMEDIES["again"])]
     found, empty = [], np.setdiff1d(np.arange(plan.slots[-1] + 1), plan.slots)
     if plan.cut is not None:
         found.append(problem("error", f"The video was cut off: its header announces {plan.announced} frames, {len(plan.slots) - 1} are whole.", _REMEDIES["again"]))
@@ -429,7 +447,9 @@ def _video_problems(plan, video):
         found.append(problem("warning", f"{len(empty)} of {plan.slots[-1] + 1} frames have no picture (the recorder dropped them): {_some(empty + video.first, 5)}.",
                              "Numbers follow the video's clock, so the others are not shifted."))
     steps = np.diff(plan.seconds)
-    if not plan.clocked and len(steps) and not plan.fps <= 0 and steps.max() > 1.5 / plan.fps > 0 and len(np.unique(steps.round(3))) > 2:
+    if plan.cut is None and plan.announced > 1.02 * len(plan.slots) + len(empty) + 2:
+        found.append(problem("warning", f"The header announces {plan.announced} frames, {len(plan.slots)} are there.", "Compare its length with the distributor's."))
+    if not plan.clocked and len(steps) and steps.max() > 1.5 * steps.min() > 0:
         found.append(problem("note", f"Frames follow each other at unequal times ({steps.min() * 1000:.0f} to {steps.max() * 1000:.0f} ms); they are numbered by their order."))
     return found
 
