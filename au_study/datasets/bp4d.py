@@ -103,6 +103,12 @@ def _folders(self, parent, pattern, expected, problems):
     return found
 
 
+def _deep(self, pattern):
+    "Folders of the root by pattern, or where an archive was unpacked one level too deep, the folders of the same name in them."
+    found = [path for _, path in self.tree.folders("", pattern)]
+    return [p for path in found for p in ([q for _, q in self.tree.folders(path, pattern)] or [path])]
+
+
 def _add(index, key, value, path, problems):
     "Put a recording's part into an index; a second one of the same key is an error."
     if key not in index: index[key] = value; return
@@ -114,7 +120,7 @@ def _add(index, key, value, path, problems):
 def _media(self: BP4D, labels, problems) -> dict[tuple[str, str], Media]:
     "Folders of pictures by recording."
     index = {}
-    parents = [path for _, path in self.tree.folders("", self.image_folder)] or ([""] if self.tree.folders("", SUBJECT) else [])
+    parents = _deep(self, self.image_folder) or ([""] if self.tree.folders("", SUBJECT) else [])
     for parent in parents:
         for who, subject in _folders(self, parent, SUBJECT, "folders of subjects", problems):
             for task, path in _folders(self, subject, TASK, "folders of tasks", problems):
@@ -139,18 +145,20 @@ def _claim(self, index, key, path, problems):
 def _occurrence_files(self, problems):
     "Occurrence files by recording, as one-tuples."
     index, pattern = {}, f"{SUBJECT}_{TASK}\\.csv"
-    coding = [path for _, path in self.tree.folders("", "AUCoding")]
+    coding = _deep(self, "AUCoding")
     nested = [path for c in coding for _, path in self.tree.folders(c, "AU_OCC")] + [path for _, path in self.tree.folders("", "AU_OCC")]
     for folder in nested + coding:
         for m, path in self.tree.files(folder, pattern): _claim(self, index, recording_key(*m.groups()), path, problems)
-        problems += passed_over([n for n in self.tree.look(folder)[0] if not re.fullmatch(pattern, n, re.IGNORECASE)], folder, "<subject>_<task>.csv")
+        files, folders = self.tree.look(folder)
+        strange = [n for n in files if not re.fullmatch(pattern, n, re.IGNORECASE)] + [f"{n} (a folder)" for n in folders if re.fullmatch(pattern, n, re.IGNORECASE)]
+        problems += passed_over(strange, folder, "<subject>_<task>.csv")
     return {key: (path,) for key, path in index.items()}
 
 # %% ../../nbs/datasets/50_bp4d.ipynb #483bae55
 def _intensity_files(self, problems):
     "Intensity files by recording: one for each AU, in the order of the AUs."
     index, pattern = {}, f"{SUBJECT}_{TASK}_AU0*([0-9]+)\\.csv"
-    coding = ["", *[path for _, path in self.tree.folders("", "AUCoding")]]
+    coding = ["", *_deep(self, "AUCoding")]
     for parent in [path for c in coding for _, path in self.tree.folders(c, r"AU-Intensity-Codes[0-9.]*|AU_INT")]:
         for au, folder in self.tree.folders(parent, "AU0*([0-9]+)"):
             known = int(au[1]) in self.manifest.intensity_aus
@@ -162,7 +170,9 @@ def _intensity_files(self, problems):
     keys = sorted({key[:2] for key in index})
     for key in keys:
         for au in self.manifest.intensity_aus:
-            if (*key, au) not in index: problems.append(Problem("error", f"The intensity file of AU{au} is missing.", _RESTORE, "AU_INT", subject=key[0], video=key[1]))
+            if (*key, au) in index: continue
+            home = relative_name(next(path for k, path in index.items() if k[:2] == key).parent.parent, self.root)
+            problems.append(Problem("error", f"The intensity file of AU{au} is missing.", _RESTORE, f"{home}/AU{au:02d}/{key[0]}_{key[1]}_AU{au:02d}.csv", subject=key[0], video=key[1]))
     return {key: tuple(index[(*key, au)] for au in self.manifest.intensity_aus if (*key, au) in index) for key in keys}
 
 

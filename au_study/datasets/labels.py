@@ -98,11 +98,11 @@ def read_rows(
     tidy = " " in text or "\t" in text or '"' in text
     cells = ([c.strip(" \t\"") for c in s.split(mark)] if tidy else s.split(mark) for s in lines)
     rows = [(i, c) for i, c in enumerate(cells, 1) if len(c) > 1 or c[0]]
-    full = {i for i, c in rows if any(c)}
-    empty = [i for i in range(1, len(lines) + 1) if i not in full]
+    full = [r for r in rows if any(r[1])]
+    empty = sorted(set(range(1, len(lines) + 1)) - {i for i, _ in full}) if len(full) < len(lines) else []
     for i in empty[:MAX_LISTED]: problem("error", "the line is empty, but more rows follow.", "Delete the line, or restore the row that was there.", line=i)
     if len(empty) > MAX_LISTED: problem("error", f"there are {len(empty) - MAX_LISTED} more empty lines up to this line.", line=empty[-1])
-    return [r for r in rows if r[0] in full], problems
+    return full, problems
 
 
 MAX_LISTED = 20  # so many faults of one sort are listed for each file; a last entry counts the others
@@ -186,12 +186,13 @@ def _lookup(cells, allowed, unlabelled):
     for cell in set(cells):
         try: meaning[cell] = parse_code(cell, allowed, unlabelled)
         except ValueError as e: meaning[cell] = float("nan"); wrong[cell] = str(e)
-    values = np.array([meaning[c] for c in cells], dtype=np.float64)
+    values = np.fromiter(map(meaning.__getitem__, cells), dtype=np.float64, count=len(cells))
     return values, [i for i, c in enumerate(cells) if c in wrong] if wrong else [], wrong
 
 # %% ../../nbs/datasets/15_labels.ipynb #96f0615d
 def _even_rows(rows, width, problem):
     "Cut empty cells beyond the width; give rows of another length empty cells and report them. Returns (rows, positions of odd rows)."
+    if all(len(cells) == width for _, cells in rows): return rows, []
     fixed, odd, surplus = [], [], None
     for i, (line, cells) in enumerate(rows):
         if len(cells) > width and not any(cells[width:]): surplus = surplus or line; cells = cells[:width]
@@ -208,6 +209,10 @@ def _even_rows(rows, width, problem):
 def _frame_numbers(rows, first, keyed, problem):
     "Frame of each row, -1 where the cell is no frame number or the frame came before."
     if not keyed: return np.arange(first, first + len(rows), dtype=np.int64)
+    cells = [cells[0] for _, cells in rows]
+    if all(c.isdecimal() and len(c) < 8 for c in cells) and "".join(cells).isascii():  # the usual file
+        frames = np.array(list(map(int, cells)), dtype=np.int64)
+        if frames.min() >= first and len(set(cells)) == len(cells) and len(np.unique(frames)) == len(frames): return frames
     frames, seen = np.full(len(rows), -1, dtype=np.int64), {}
     for i, (line, cells) in enumerate(rows):
         try: frame = parse_frame(cells[0], first)
