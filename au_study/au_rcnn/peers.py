@@ -213,7 +213,8 @@ def inference_times(
             spent = _rounds(steps, device, warmup, repeats)
     finally: torch.set_num_threads(before)
     quartiles = pd.DataFrame(1000 * np.percentile(spent, [50, 25, 75], axis=0).T / batch, list(steps), ['ms', 'low', 'high'])
-    return quartiles.join(table.reindex(quartiles.index)).assign(device=str(device), size=size, batch=batch).rename_axis('model')
+    table = table.reindex(quartiles.index).astype({'parameters': 'Int64', 'memory_mb': float})
+    return quartiles.join(table).assign(device=str(device), size=size, batch=batch).rename_axis('model')
 
 
 def _ready(make, device):
