@@ -23,10 +23,10 @@ from au_study.datasets.problems import DatasetError
 
 # Twelve grey pictures, the k-th of brightness 20 + 16 k, as MPEG-4 with B-frames in an AVI: there FFmpeg's time stamps are one frame late. OpenCV cannot write
 # such a file; made with: ffmpeg -f lavfi -i "color=black:s=16x16:r=25:d=0.48,format=gray,geq=lum='20+16*N'" -c:v mpeg4 -bf 2 -g 4
-B_FRAMES = ("c-jl{baP{qWMFU%^HlKh3=XjnVqnNfDauJK%gnG~U|?{V!@#g2kpT<@I2jmtAWQ~EhzJlefH67%ne_lDQCw1#1H@pn$}&@m-FyQ~kkx_Ak%Y2AW*Y+We;|O#gKPlmPtyRhHK2A0fb~f*fX!mYwA(Ax&szehhy}_wFi1&e7zLwX6pVsVFbYP&C>RB!U="
-            ")mkQ7{Td!H5E71w{oeNPN)v17ci(5s8fu$2HCY8f#zyD$GyG%>kl}A0s$iL1FQOc{F{Ef>AIM0cgzk6R<4I%`eLYjky|vMHx4I1QJ_U3PTE1Mg@*5y&Mc@8CsY`B<z9w%?twUKx&&nLSR$l_V)~=>lAzt*fQ<@ey~mnh|X;j9;D1SsNw&8@Pqw(_5=U-$TR=@jx"
-            "0Yh0VL1Ca`1zKF#CZ9A9*H5bCA3NNj3{71WwNVjco3u1pM|+dO!_(MIHq9N7o^nI~nR<#}D>zf%a|z+It;YehS3D%s_kjf%e+SGckN8J)}h+1h%(9Lz)9>^3;Ts`<W>fh6flRBkiDC5;XE|h{U%;;)8Tm0I>uTe+CjCq<#m8jU@j8O}zjks(J%PRP`B*sOme=)U"
-            "RMfb<ZOpALJhZC``xC")
+B_FRAMES = ("c-jl{baP{qWMFU%^HlKh3=XjnVqnNfDauJK%gnG~U|?{V!@#g2kpT<@I2jmtAWQ~EhzJlefH67%ne_lDQCw1#1H@pn$}&@m-FyQ~kkx_Ak%Y2AW*Y+We;|O#gKPlmPtyRhHK2A0fb~f*fX!mYwA(Ax"
+            "&szehhy}_wFi1&e7zLwX6pVsVFbYP&C>RB!U=)mkQ7{Td!H5E71w{oeNPN)v17ci(5s8fu$2HCY8f#zyD$GyG%>kl}A0s$iL1FQOc{F{Ef>AIM0cgzk6R<4I%`eLYjky|vMHx4I1QJ_U3PTE1Mg@*5"
+            "y&Mc@8CsY`B<z9w%?twUKx&&nLSR$l_V)~=>lAzt*fQ<@ey~mnh|X;j9;D1SsNw&8@Pqw(_5=U-$TR=@jx0Yh0VL1Ca`1zKF#CZ9A9*H5bCA3NNj3{71WwNVjco3u1pM|+dO!_(MIHq9N7o^nI~nR<"
+            "#}D>zf%a|z+It;YehS3D%s_kjf%e+SGckN8J)}h+1h%(9Lz)9>^3;Ts`<W>fh6flRBkiDC5;XE|h{U%;;)8Tm0I>uTe+CjCq<#m8jU@j8O}zjks(J%PRP`B*sOme=)URMfb<ZOpALJhZC``xC")
 
 
 def painted(k, size=(48, 64)):
@@ -276,7 +276,8 @@ def test_time_stamps_that_are_late_do_not_shift_numbers(tmp_path):
     assert [round((f.image.mean() - 20) / 16) for f in video.read([12, 5])] == [4, 11]
 
 
-@pytest.mark.parametrize("name, codec, k", [("a.avi", "MJPG", 0), ("a.avi", "MJPG", 20), ("a.avi", "MJPG", 39), ("b.avi", "XVID", 1), ("b.avi", "XVID", 20), ("c.mp4", "mp4v", 20), ("c.mp4", "mp4v", 39)])
+@pytest.mark.parametrize("name, codec, k", [("a.avi", "MJPG", 0), ("a.avi", "MJPG", 20), ("a.avi", "MJPG", 39), ("b.avi", "XVID", 1), ("b.avi", "XVID", 20),
+                                            ("c.mp4", "mp4v", 20), ("c.mp4", "mp4v", 39)])
 def test_a_damaged_picture_costs_itself_and_shifts_nothing(tmp_path, name, codec, k):
     broken = VideoFile(damage(film(tmp_path / name, range(40), codec), tmp_path / f"broken {name}", k), first=1, root=tmp_path)
     frames = list(broken.read())
@@ -319,7 +320,7 @@ def test_files_that_are_no_videos(tmp_path):
     whole = film(tmp_path / "a.mp4", range(40), "mp4v").read_bytes()
     (tmp_path / "loop.avi").symlink_to(tmp_path / "loop.avi")
     (tmp_path / "folder.avi").mkdir()
-    for name, content, why in (("empty.avi", b"", "is empty (0 bytes)"), ("cut.mp4", whole[:len(whole) // 2], "index of this MP4 is missing"), ("page.avi", b"<html></html>", "cannot be opened as a video"),
+    for name, content, why in (("empty.avi", b"", "is empty (0 bytes)"), ("cut.mp4", whole[:len(whole) // 2], "index of this MP4 is missing"), ("page.avi", b"<html></html>", "opened as a video"),
                                ("gone.avi", None, "there is nothing there"), ("loop.avi", None, "leads in a circle"), ("folder.avi", None, "this is a folder")):
         if content is not None: write(tmp_path / name, content)
         video = VideoFile(tmp_path / name, root=tmp_path)
@@ -394,8 +395,9 @@ def test_own_media(tmp_path):
     assert [(f.number, shown(f.image)) for f in open_media(write(tmp_path / "me.jpg", coded(painted(6)))).read()] == [(1, 6)]
     assert [f.number for f in open_media(film(tmp_path / "v.mp4", range(3), "mp4v"), first=0).read()] == [0, 1, 2]
     (tmp_path / "nothing").mkdir()
-    for path, why in (("gone", "There is no 'gone'"), ("nothing", "holds no pictures"), (".", "but 1 videos (v.mp4)")):
-        with pytest.raises(DatasetError, match=why.replace("(", r"\(").replace(")", r"\)")): len(open_media(tmp_path / path)) if path != "." else open_media(film(tmp_path / "only/v.mp4", range(3), "mp4v").parent)
+    film(tmp_path / "only/v.mp4", range(3), "mp4v")
+    for path, why in (("gone", "There is no 'gone'"), ("nothing", "holds no pictures"), ("only", r"but 1 videos \(v.mp4\)")):
+        with pytest.raises(DatasetError, match=why): open_media(tmp_path / path)
 
 
 def test_scan_folder_and_frame(tmp_path):

@@ -142,7 +142,7 @@ def _landmark_folder(tree, subject):
 # %% ../../nbs/datasets/54_disfa.ipynb #8835a811
 def _landmarks(path):
     "Points of one file, float32 [68, 2]; or None and the reason."
-    try: content = loadmat(path, variable_names=["pts"])
+    try: content = loadmat(path)
     except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, MatReadError, zlib.error) as e:
         return None, f"cannot be read as a MATLAB file ({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})"
     points = content.get("pts")

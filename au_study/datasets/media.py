@@ -117,6 +117,7 @@ class Media:
         raise NotImplementedError
 
     def __len__(self): return len(self.numbers)
+    def __bool__(self): return True  # one without pictures is there all the same
     def __repr__(self): return f"{type(self).__name__}({self.name!r})"
 
     def _at(self, path, root):
