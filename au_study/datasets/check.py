@@ -199,7 +199,7 @@ def _add_media(dataset, recordings, looks, per, decode, jobs, bar):
     for i, r in enumerate(recordings):
         row, coded, numbers, _ = looks[r.key]
         if listed[i].bare is not None: row['without_landmarks'] = len(listed[i].bare)
-        per[r.key] += _compare(r, row, coded, numbers, listed[i], getattr(dataset, 'sparse', False))
+        per[r.key] += _compare(r, row, coded, numbers, listed[i], getattr(dataset, 'pictures_have_gaps', False))
         row['duplicated'] += sum(bool(re.search(_SORTS['duplicated'], p.message)) for p in listed[i].problems)
         if not decode: row['unreadable'] = pd.NA
 
