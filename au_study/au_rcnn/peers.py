@@ -187,36 +187,6 @@ class LiveBytes(TorchDispatchMode):
     def release(self, key): self.live -= self.sizes.pop(key)
 
 # %% ../../nbs/au_rcnn/70_timing_peers.ipynb #f18f8056
-def inference_times(
-    models: Mapping[str, Callable] | None = None,  # from `timing_models`; None: the paper's sizes, or those of `sizes`
-    size: int = 512,          # of the crops, pixels
-    batch: int = 1,           # faces a call
-    device='cpu',             # 'cpu', 'cuda' or a torch.device
-    repeats: int = 20,        # rounds that count
-    warmup: int = 2,          # rounds before that
-    threads: int | None = None,  # torch CPU threads; None: as set
-    flow: bool = True,        # also a row for one field of optical flow
-    **sizes,                  # the rest of `timing_models`
-) -> pd.DataFrame:  # index model; ms, low, high (milliseconds a face: median and quartiles), parameters, memory_mb, device, size, batch
-    "Time all models side by side (AU R-CNN Table 11)."
-    device, before = torch.device(device), torch.get_num_threads()
-    makers = timing_models(size, batch, **sizes) if models is None else models
-    if repeats < 1: raise ValueError(f'repeats must be at least 1, but is {repeats}.')
-    if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda', but torch sees no CUDA device. Use device='cpu'.")
-    try:
-        if threads: torch.set_num_threads(threads)
-        with torch.inference_mode():
-            calls = {name: _ready(make, device) for name, make in makers.items()}
-            table = pd.DataFrame({name: _size_of(net, inputs, device) for name, (net, inputs) in calls.items()}).T
-            steps = {name: (lambda net=net, inputs=inputs: net(*inputs)) for name, (net, inputs) in calls.items()}
-            if flow: steps['optical flow, one field'] = _flow_step(size, batch)
-            spent = _rounds(steps, device, warmup, repeats)
-    finally: torch.set_num_threads(before)
-    quartiles = pd.DataFrame(1000 * np.percentile(spent, [50, 25, 75], axis=0).T / batch, list(steps), ['ms', 'low', 'high'])
-    table = table.reindex(quartiles.index).astype({'parameters': 'Int64', 'memory_mb': float})
-    return quartiles.join(table).assign(device=str(device), size=size, batch=batch).rename_axis('model')
-
-
 def _ready(make, device):
     net, inputs = make()
     return net.to(device).eval(), tuple(i.to(device) for i in inputs)
@@ -250,3 +220,33 @@ def _rounds(steps, device, warmup, repeats):
             step()
             wait(); row[i] = time.perf_counter() - begin
     return spent[warmup:]
+
+# %% ../../nbs/au_rcnn/70_timing_peers.ipynb #88a89fd2
+def inference_times(
+    models: Mapping[str, Callable] | None = None,  # from `timing_models`; None: the paper's sizes, or those of `sizes`
+    size: int = 512,          # of the crops, pixels
+    batch: int = 1,           # faces a call
+    device='cpu',             # 'cpu', 'cuda' or a torch.device
+    repeats: int = 20,        # rounds that count
+    warmup: int = 2,          # rounds before that
+    threads: int | None = None,  # torch CPU threads; None: as set
+    flow: bool = True,        # also a row for one field of optical flow
+    **sizes,                  # the rest of `timing_models`
+) -> pd.DataFrame:  # index model; ms, low, high (milliseconds a face: median and quartiles), parameters, memory_mb, device, size, batch
+    "Time all models side by side (AU R-CNN Table 11)."
+    device, before = torch.device(device), torch.get_num_threads()
+    makers = timing_models(size, batch, **sizes) if models is None else models
+    if repeats < 1: raise ValueError(f'repeats must be at least 1, but is {repeats}.')
+    if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda', but torch sees no CUDA device. Use device='cpu'.")
+    try:
+        if threads: torch.set_num_threads(threads)
+        with torch.inference_mode():
+            calls = {name: _ready(make, device) for name, make in makers.items()}
+            table = pd.DataFrame({name: _size_of(net, inputs, device) for name, (net, inputs) in calls.items()}).T
+            steps = {name: (lambda net=net, inputs=inputs: net(*inputs)) for name, (net, inputs) in calls.items()}
+            if flow: steps['optical flow, one field'] = _flow_step(size, batch)
+            spent = _rounds(steps, device, warmup, repeats)
+    finally: torch.set_num_threads(before)
+    quartiles = pd.DataFrame(1000 * np.percentile(spent, [50, 25, 75], axis=0).T / batch, list(steps), ['ms', 'low', 'high'])
+    table = table.reindex(quartiles.index).astype({'parameters': 'Int64', 'memory_mb': float})
+    return quartiles.join(table).assign(device=str(device), size=size, batch=batch).rename_axis('model')
