@@ -55,7 +55,7 @@ def run(*sources, folder):
     "Execute cells in a kernel of their own; the notebook as stored."
     path = folder / "planted.ipynb"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     nbformat.write(notebook, path)
     subprocess.run([sys.executable, "-c", f"from nbdev.clean import nbdev_clean; nbdev_clean(fname={str(path)!r}, disp=False)"], cwd=ROOT, check=True)
     return lint.read(path)
