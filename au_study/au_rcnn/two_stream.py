@@ -193,7 +193,8 @@ def batch_flow(
     flow, before = batch.derived['flow'], batch.derived['landmarks']
     _, other, _ = flip_faces(batch.image, before)
     off = torch.stack([(batch.landmarks - m).abs().amax((1, 2)) for m in (before, other)])                   # [2, B]
-    if (off.amin(0) > .5).any(): raise ValueError(f'Landmarks of {int((off.amin(0) > .5).sum())} faces were moved, and flow follows mirroring only. Set rotation, shift and scale of the trainer\'s augment to 0.')
+    lost = int((off.amin(0) > .5).sum())
+    if lost: raise ValueError(f"Landmarks of {lost} faces were moved, and flow follows mirroring only. Set rotation, shift and scale of the trainer's augment to 0.")
     return torch.where((off[1] < off[0])[:, None, None, None], mirror_flow(flow), flow)
 
 # %% ../../nbs/au_rcnn/55_two_stream.ipynb #dda245f0
