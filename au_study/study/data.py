@@ -238,7 +238,8 @@ def under_protocol(
         raise ManifestError(f"{faces.card.name} has no labels of AU {', '.join(map(str, lacking))}, which the protocol {protocol.id} scores; "
                             f"it has AU {', '.join(map(str, faces.card.aus))}")
     names = [f'AU{a}' for a in protocol.aus]
-    frames = faces.frames[['subject', 'video', 'frame', *names]]
+    finer = [f'intensity_{n}' for n in names if f'intensity_{n}' in faces.frames]   # a mixture may know intensities besides
+    frames = faces.frames[['subject', 'video', 'frame', *names, *finer]]
     card = replace(faces.card, aus=tuple(protocol.aus), threshold=protocol.threshold)
     return Labels(frames, card) if isinstance(faces, Labels) else FaceSet(frames, faces.crops, faces.landmarks, card)
 
