@@ -27,7 +27,7 @@ def label_file(root, subject, au, frames=range(1, FRAMES + 1)):
     return write(root / f"ActionUnit_Labels/{subject}/{subject}_au{au}.txt", "".join(f"{n},{level(n, au)}\n" for n in frames).encode())
 
 
-def landmark(root, subject, name, k): savemat(write(root / f"Landmark_Points/{subject}/tmp_frame_lm/{name}_lm.mat", b""), {"pts": FACE[KEPT].astype(float) + k})
+def landmark(root, subject, name, k): savemat(write(root / f"Landmark_Points/{subject}/tmp_frame_lm/{name}_lm.mat", b""), {"pts": FACE[KEPT].astype(float) + k + 1})  # MATLAB counts from 1
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def test_broken_pictures_of_affwild2_are_counted(wild):
     assert "0004.jpg, 00004.jpg" in frames[4].problem.replace("00004.jpg, 0004.jpg", "0004.jpg, 00004.jpg")
 
 
-@pytest.mark.parametrize("adapter, wrong", [(DISFA, dict(camera="front")), (DISFA, dict(first_image=2)), (DISFA, dict(kind="occurrence")),
+@pytest.mark.parametrize("adapter, wrong", [(DISFA, dict(camera="front")), (DISFA, dict(first_image=2)), (DISFA, dict(landmark_origin=2)), (DISFA, dict(kind="occurrence")),
                                             (AffWild2, dict(images="faces")), (AffWild2, dict(kind="intensity"))])
 def test_wrong_options_and_roots(tmp_path, adapter, wrong):
     with pytest.raises(DatasetError): adapter(tmp_path, **wrong)

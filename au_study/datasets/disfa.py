@@ -140,8 +140,8 @@ def _landmark_folder(tree, subject):
     return (inner or own or [None])[0]
 
 # %% ../../nbs/datasets/54_disfa.ipynb #8835a811
-def _landmarks(path):
-    "Points of one file, float32 [68, 2]; or None and the reason."
+def _landmarks(path, origin):
+    "Points of one file, float32 [68, 2], with the first pixel's centre at 0; or None and the reason."
     try: content = loadmat(path)
     except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, MatReadError, zlib.error) as e:
         return None, f"cannot be read as a MATLAB file ({str(e).splitlines()[0][:80] if str(e) else type(e).__name__})"
@@ -149,7 +149,7 @@ def _landmarks(path):
     if points is None: return None, f"has no variable pts, only {', '.join(k for k in content if not k.startswith('__')) or 'nothing'}"
     if points.shape != (66, 2) or points.dtype.kind not in "fiu": return None, f"holds pts of shape {points.shape} and type {points.dtype}, expected numbers 66 x 2"
     lost = int((~np.isfinite(points)).any(-1).sum())
-    return (None, f"has points that are not finite ({lost} of 66)") if lost else (from_66_points(points), None)
+    return (None, f"has points that are not finite ({lost} of 66)") if lost else (from_66_points(points.astype(np.float64) - origin), None)
 
 # %% ../../nbs/datasets/54_disfa.ipynb #16f42b20
 class DISFA(Dataset):
@@ -161,11 +161,13 @@ class DISFA(Dataset):
         kind: str | None = None,  # 'intensity', the only one; occurrence is a threshold on it
         camera: str = "left",  # 'left', 'right' or 'both'; the codes are the same
         first_image: int = 1,  # number of the first extracted picture (Img_*Camera), 0 or 1; videos don't need it
+        landmark_origin: int = 1,  # coordinate of the first pixel's centre in the landmark files, 0 or 1
     ):
         super().__init__(root, kind)
         if camera not in (*CAMERAS, "both"): raise DatasetError(f"camera is {camera!r}; expected 'left', 'right' or 'both'.")
         if first_image not in (0, 1): raise DatasetError(f"first_image is {first_image!r}; expected 0 or 1.")
-        self.camera, self.first_image = camera, first_image
+        if landmark_origin not in (0, 1): raise DatasetError(f"landmark_origin is {landmark_origin!r}; expected 0 or 1.")
+        self.camera, self.first_image, self.landmark_origin = camera, first_image, landmark_origin
 
     def _index(self):
         labels, problems = _label_files(self.tree)
@@ -199,7 +201,7 @@ class DISFA(Dataset):
     def read_landmarks(self, recording, numbers):
         if recording.landmarks is None: return None
         files = _landmark_files(self.tree, recording.landmarks)
-        return {int(n): _landmarks(self.root / files[int(n)])[0] if int(n) in files else None for n in numbers}
+        return {int(n): _landmarks(self.root / files[int(n)], self.landmark_origin)[0] if int(n) in files else None for n in numbers}
 
     def landmark_problems(self, recording, numbers=None):
         if recording.landmarks is None: return []
@@ -207,5 +209,5 @@ class DISFA(Dataset):
         numbers = sorted(files) if numbers is None else [int(n) for n in numbers]
         absent = [n for n in numbers if n not in files]
         found = [recording.problem("warning", f"Frames without a landmark file ({len(absent)}): {frame_ranges(np.array(absent))}.", file=recording.landmarks, frame=absent[0])] if absent else []
-        reasons = [(n, _landmarks(self.root / files[n])[1]) for n in numbers if n in files]
+        reasons = [(n, _landmarks(self.root / files[n], 0)[1]) for n in numbers if n in files]
         return found + [recording.problem("warning", f"The landmark file {why}.", "The frame counts as one without landmarks.", file=files[n], frame=n) for n, why in reasons if why]
