@@ -100,10 +100,12 @@ def _compare(recording, row, coded, numbers, seen, sparse):
     told = [replace(p, **where) for p in seen.problems]
     name = recording.media.name
     if len(lost) and (len(seen.numbers) or not only_errors(told)):
+        remedy = 'The distributor found no face there' if sparse else 'Restore the pictures'
         told.append(Problem('note' if sparse else 'error', f'{len(lost)} of {len(coded)} labelled frames have no picture: {in_runs(lost)}.',
-                            'The distributor found no face there; they are put aside when the faces are prepared.' if sparse else 'Restore the pictures; frames without one are put aside when the faces are prepared.', name, frame=lost[0], **where))
-    if len(within) and recording.labels: told.append(Problem('note', f'{len(within)} pictures between the first and the last label have no label: {in_runs(within)}.', file=name, frame=within[0], **where))
-    return told + _unreadable(seen, coded, name, where)
+                            f'{remedy}; frames without one are put aside when the faces are prepared.', name, frame=lost[0], **where))
+    if len(within):
+        told.append(Problem('note', f'{len(within)} pictures between the first and the last label have no label: {in_runs(within)}.', file=name, frame=within[0], **where))
+    return told + _unreadable(seen, coded, name, where) + list(_sizes_and_landmarks(seen, coded, name, where))
 
 # %% ../../nbs/datasets/65_check.ipynb #4d3ab63e
 def _unreadable(seen, coded, name, where):
@@ -113,13 +115,21 @@ def _unreadable(seen, coded, name, where):
         if 'claim this frame' in reason: continue     # told by the medium
         file, _, rest = reason.partition(': ')
         inner = Path(file).suffix.lower() in IMAGE_SUFFIXES and '/' not in file
-        told.append(Problem('error' if number in labelled else 'warning', f'The picture is {rest}.' if inner and rest.startswith('cut off') else f'{rest if inner else reason}.'.replace('..', '.'),
+        told.append(Problem('error' if number in labelled else 'warning', f'The picture cannot be read: {rest if inner else reason}.'.replace('..', '.'),
                             'Unpack it anew from the distributor\'s archive.', f'{name}/{file}' if inner else name, frame=number, **where))
     told.sort(key=lambda p: SEVERITIES.index(p.severity))
-    if len(told) > LISTED: told = told[:LISTED] + [Problem(told[LISTED].severity, f'{len(told) - LISTED} more pictures cannot be read: frames {in_runs(p.frame for p in told[LISTED:])}.', file=name, **where)]
-    if len(seen.sizes) > 1: told.append(Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{n} of {w} x {h}' for (h, w), n in sorted(seen.sizes.items())) + '.', file=name, **where))
-    if seen.bare: told.append(Problem('warning', f'{len(seen.bare)} of {len(coded)} labelled frames have no usable landmarks: {in_runs(seen.bare)}.', 'They are found anew, or put aside, when the faces are prepared.', **where))
+    if len(told) > LISTED:
+        more = in_runs(p.frame for p in told[LISTED:])
+        told = told[:LISTED] + [Problem(told[LISTED].severity, f'{len(told) - LISTED} more pictures cannot be read: frames {more}.', file=name, **where)]
     return told
+
+def _sizes_and_landmarks(seen, coded, name, where):
+    "Pictures of several sizes, and labelled frames without landmarks."
+    if len(seen.sizes) > 1:
+        yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{n} of {w} x {h}' for (h, w), n in sorted(seen.sizes.items())) + '.', file=name, **where)
+    if seen.bare:
+        yield Problem('warning', f'{len(seen.bare)} of {len(coded)} labelled frames have no usable landmarks: {in_runs(seen.bare)}.',
+                      'They are put aside when the faces are prepared with the given landmarks; --detector world finds them anew.', **where)
 
 # %% ../../nbs/datasets/65_check.ipynb #3db6c998
 def _counts(dataset, recordings):
@@ -133,7 +143,8 @@ def _against_expected(dataset, counts, recordings):
     if dataset.is_synthetic(): return
     for what, r in counts.iterrows():
         if r['counted'] != r['expected'] and not (r['about'] and abs(r['counted'] / r['expected'] - 1) < .15):
-            yield Problem('warning', f"{r['counted']} {what} with labels were counted, {'about ' if r['about'] else ''}{r['expected']} are expected.", 'A smaller copy may be meant; numbers of it compare with no published ones.')
+            yield Problem('warning', f"{r['counted']} {what} with labels were counted, {'about ' if r['about'] else ''}{r['expected']} are expected.",
+                          'A smaller copy may be meant; numbers of it compare with no published ones.')
     low, high = dataset.manifest.per_video or (0, np.inf)
     for r in recordings.itertuples():
         if r.rows and not low <= r.rows <= high: yield Problem('warning', f'{r.rows} rows of labels, videos of {dataset.manifest.title} have {low} to {high}.', subject=r.subject, video=r.video)
@@ -251,23 +262,28 @@ def as_text(
     return '\n'.join([f'{report.title}{made}: {report.looked}', counts, '', table, '', *(line for line, _ in lines[:shown]), *rest, '', f'{tally(report.problems)} in {report.seconds:.0f} s'])
 
 # %% ../../nbs/datasets/65_check.ipynb #c1a09e7b
-_STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:1260px;margin:0 auto;padding:24px 20px 80px;color-scheme:light dark}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
-          "th,td{padding:3px 9px;border-bottom:1px solid #8884;text-align:right}td.l,th.l{text-align:left;overflow-wrap:anywhere}.error{color:#c0392b}.warning{color:#b9770e}.note{color:#6e7781}.scroll{overflow-x:auto}")
+_STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:1260px;margin:0 auto;padding:24px 20px 80px;color-scheme:light dark}"
+          "table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
+          "th,td{padding:3px 9px;border-bottom:1px solid #8884;text-align:right}"
+          "td.l,th.l{text-align:left;overflow-wrap:anywhere}.error{color:#c0392b}.warning{color:#b9770e}.note{color:#6e7781}.scroll{overflow-x:auto}")
 MOST = 5000   # problems that the page lists; all are in check.parquet
 
 def _table(head, rows, left=()):
     "An HTML table; cells are text."
     cell = lambda tag, i, v: f'<{tag}{" class=l" if i in left else ""}>{html.escape(str(v))}</{tag}>'
-    return '<div class=scroll><table><tr>' + ''.join(cell('th', i, h) for i, h in enumerate(head)) + '</tr>' + ''.join('<tr>' + ''.join(cell('td', i, v) for i, v in enumerate(r)) + '</tr>' for r in rows) + '</table></div>'
+    line = lambda tag, values: '<tr>' + ''.join(cell(tag, i, v) for i, v in enumerate(values)) + '</tr>'
+    return '<div class=scroll><table>' + line('th', head) + ''.join(line('td', r) for r in rows) + '</table></div>'
 
 def as_html(
     report: Report,  # to lay out
 ) -> str:
     "The report as one page."
     ordered = sorted(report.problems, key=lambda p: SEVERITIES.index(p.severity))
-    items = ''.join(f'<tr class={p.severity}><td class=l>{p.severity}</td><td class=l>{html.escape(p.place)}</td><td class=l>{html.escape(p.message)} {html.escape(p.remedy)}</td></tr>' for p in ordered[:MOST])
+    line = lambda p: ''.join(f'<td class=l>{html.escape(v)}</td>' for v in (p.severity, p.place, f'{p.message} {p.remedy}'))
+    items = ''.join(f'<tr class={p.severity}>{line(p)}</tr>' for p in ordered[:MOST])
     more = f'<p>{len(ordered) - MOST} more are in check.parquet.</p>' if len(ordered) > MOST else ''
-    counts = _table(['', 'counted', 'expected'], [[w, r['counted'], f"{'about ' if r['about'] else ''}{r['expected']}"] for w, r in report.counts.iterrows()], left=(0,))
+    rows = [[w, r['counted'], f"{'about ' if r['about'] else ''}{r['expected']}"] for w, r in report.counts.iterrows()]
+    counts = _table(['', 'counted', 'expected'], rows, left=(0,))
     table = _short(report.recordings, 'video').reset_index() if len(report.recordings) else pd.DataFrame()
     made = '<p>Written by the face world: all faces are synthetic.</p>' if report.synthetic else ''
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.title)}: check</title><style>{_STYLE}</style></head><body><h1>{html.escape(report.title)}</h1>'

@@ -54,7 +54,8 @@ def make_parser(
     called: str | None = None,  # the command that is imported and filled; None: none
 ) -> argparse.ArgumentParser:
     "The parser of `au-study`."
-    parser = _Parser(prog='au-study', description='A study kit for facial Action Unit recognition.', epilog='au-study COMMAND --help says more, with examples.')
+    parser = _Parser(prog='au-study', description='A study kit for facial Action Unit recognition.', epilog='au-study COMMAND --help says more, with examples.',
+                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16, width=100))
     parser.add_argument('--version', action='version', version=f"au_study {importlib.import_module('au_study').__version__}")
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=argparse.ArgumentParser)
     for c in COMMANDS.values():

@@ -40,7 +40,8 @@ def named_sets(
     if all(n in sets for n in names): return {n: sets[n] for n in names}
     if len(names) == 1 and (names[0] not in tree_names() or Path(source).is_dir()): return {}
     lost = [n for n in names if n not in sets]
-    raise ManifestError(f"--data {source}: where {', '.join(lost)} lies isn't known (known: {', '.join(sets) or 'nothing yet'}); `au-study data add {lost[0]} ROOT` says it once")
+    raise ManifestError(f"--data {source}: where {', '.join(lost)} lies isn't known (known: {', '.join(sets) or 'nothing yet'}); "
+                        f"`au-study data add {lost[0]} ROOT` says it once")
 
 # %% ../../nbs/study/27_data.ipynb #aa8c6c7f
 def data_spec(
@@ -53,7 +54,8 @@ def data_spec(
 ) -> dict:
     "What decides the pictures and labels of a batch; raises `ManifestError` where there are none."
     named = named_sets(source)
-    if knobs and (dataset in named or not named and source != 'world'): raise ManifestError(f"knobs {', '.join(knobs)} turn the face world; {dataset} comes from {source} here, where causes can't be turned")
+    if knobs and (dataset in named or not named and source != 'world'):
+        raise ManifestError(f"knobs {', '.join(knobs)} turn the face world; {dataset} comes from {source} here, where causes can't be turned")
     if dataset in named: return _known_spec(named[dataset], profile, resolution, sampling)
     if not named and source != 'world': return _folder_spec(dataset, source, resolution)
     preset = project_root() / f'data_manifests/worlds/{dataset}.yaml'
@@ -166,7 +168,8 @@ def _place(spec, source):
     entry = known_sets().get(spec['dataset'])
     if entry is None: raise ManifestError(f"where {spec['dataset']} lies isn't known any more; `au-study data add {spec['dataset']} ROOT` says it")
     folder = prepared_folder(entry, spec['size'], spec['stride'])
-    if not (folder / 'manifest.json').exists(): raise ManifestError(f"{spec['dataset']} isn't prepared at {spec['size']} px in {folder}; `au-study reproduce --data {spec['dataset']}` does it before the runs")
+    if not (folder / 'manifest.json').exists():
+        raise ManifestError(f"{spec['dataset']} isn't prepared at {spec['size']} px in {folder}; `au-study reproduce --data {spec['dataset']}` does it before the runs")
     return folder
 
 # %% ../../nbs/study/27_data.ipynb #a770f3fa

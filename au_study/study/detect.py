@@ -64,7 +64,8 @@ def _folder_of(run, results):
     if len(found) == 1: return store.path(found[0])
     if found: raise ValueError(f"{len(found)} runs begin with {str(run)!r}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}. Write more of the id")
     near = difflib.get_close_matches(str(run), ids, 2) or ids[:3]
-    raise FileNotFoundError(f'there is no run {str(run)!r} in {store.root}' + (f"; there is, for instance, {', '.join(near)}. `au-study status --verbose` lists all" if ids else ', which holds no run; `au-study reproduce` makes some'))
+    others = f"; there is, for instance, {', '.join(near)}. `au-study status --verbose` lists all" if ids else ', which holds no run; `au-study reproduce` makes some'
+    raise FileNotFoundError(f'there is no run {str(run)!r} in {store.root}{others}')
 
 def open_run(
     run: str | Path,                    # id, beginning of an id, or folder of a run or of a saved estimator
@@ -274,7 +275,7 @@ def add_arguments(
     parser.add_argument('--recipe', metavar='NAME', help="crop recipe, if the run's can't be told")
     parser.add_argument('--predictor', metavar='FILE', help='dlib shape predictor of 68 points (default: one trained on the face world)')
     parser.add_argument('--predictor-sha256', metavar='HASH', help='its hash, which must be given with it')
-    parser.add_argument('--look', type=int, default=960, metavar='N', help='longer side of the picture in which faces are looked for first, pixels (default 960; smaller is faster and misses small faces)')
+    parser.add_argument('--look', type=int, default=960, metavar='N', help='longer side of the picture in which faces are looked for, pixels (default 960; smaller is faster, misses small faces)')
     parser.add_argument('--device', default='auto', help='auto (default), cpu, cuda')
 
 # %% ../../nbs/study/64_detect.ipynb #514e4782

@@ -91,7 +91,8 @@ def known_labels(
     for s in map(load_study, study_names()):
         if s.statistic != 'segments' or s.dataset != dataset: continue
         fits = s.protocol.get('threshold', 1) == threshold
-        sources.append(f"Durations and segments: {published(s.paper, s.table).attrs.get('title', s.title)} ({s.paper}, Table {s.table}), labels >= {s.protocol.get('threshold', 1):g}" + ('' if fits else ', so not shown here'))
+        title = published(s.paper, s.table).attrs.get('title', s.title)
+        sources.append(f"Durations and segments: {title} ({s.paper}, Table {s.table}), labels >= {s.protocol.get('threshold', 1):g}" + ('' if fits else ', so not shown here'))
         if fits: out |= {f'{k} (published)': published(s.paper, s.table)[k] for k in ('segments', 'mean_duration')}
     preset = project_root() / f'data_manifests/worlds/{dataset}.yaml'
     world = read_yaml(preset) if preset.exists() else {}
@@ -158,7 +159,8 @@ def _check_codes(frames):
         bad = frames.index[(frames[c] < 0) | (frames[c] > 5)]
         if len(bad):
             r = frames.loc[bad[0]]
-            raise FrameTableError(f"{c} holds {r[c]:g} in {len(bad)} rows, first at subject {r['subject']!r}, video {r['video']!r}, frame {r['frame']}; expected 0 to 5, or nothing where a frame isn't labelled. "
+            raise FrameTableError(f"{c} holds {r[c]:g} in {len(bad)} rows, first at subject {r['subject']!r}, video {r['video']!r}, frame {r['frame']}; "
+                                  "expected 0 to 5, or nothing where a frame isn't labelled. "
                                   f"If it is a code for 'not coded', say so: --unlabelled {r[c]:g}")
 
 # %% ../../nbs/study/62_label_report.ipynb #8445564f
@@ -218,7 +220,8 @@ def as_html(
     "The report as one page."
     from au_study.study.report import STYLE, html_table
     cells, e = _cells(report), html.escape
-    body = [f'<h1>{e(report.title)}</h1>', '<p>' + ' · '.join(f'{e(k)}: {e(str(v))}' for k, v in report.facts.items()) + '</p>', html_table(['AU', *cells.columns], [[i, *r] for i, r in zip(cells.index, cells.to_numpy())])]
+    facts = ' · '.join(f'{e(k)}: {e(str(v))}' for k, v in report.facts.items())
+    body = [f'<h1>{e(report.title)}</h1>', f'<p>{facts}</p>', html_table(['AU', *cells.columns], [[i, *r] for i, r in zip(cells.index, cells.to_numpy())])]
     body += ['<h2>Correlation of the 0/1 labels</h2>', _matrix_html(report.pcc)]
     if report.pcc_intensity is not None: body += ['<h2>Correlation of the intensities</h2>', _matrix_html(report.pcc_intensity)]
     if report.known.correlation is not None: body += ['<h2>Correlation in public label lists</h2>', _matrix_html(report.known.correlation)]
@@ -278,15 +281,19 @@ def _source(args):
     "(frames, defaults {threshold, fps, dataset, title}) of a call."
     path = Path(args.source).expanduser()
     if args.root is None and path.suffix in ('.csv', '.parquet'): return _read_file(path, args.unlabelled), {'threshold': 1, 'title': path.name}
-    if args.unlabelled: raise ValueError(f"--unlabelled is for .csv and .parquet files; a data set's codes are known")
+    if args.unlabelled: raise ValueError("--unlabelled is for .csv and .parquet files; a data set's codes are known")
     if args.root is None and (path / 'manifest.json').exists():
         faces = FaceSet.load(path)
-        return faces.frames, {'threshold': faces.card.threshold, 'fps': faces.card.fps or None, 'title': f'{faces.card.title} (FaceSet {path.name})', 'dataset': None if faces.card.synthetic else faces.card.name}
+        return faces.frames, _known_of(faces.card, f'{faces.card.title} (FaceSet {path.name})')
     from au_study.study.config import open_known
     dataset = open_known(args.source, args.root, **({'kind': args.kind} if args.kind else {}))
     frames, card = dataset.labels(), dataset.card(aus=dataset.aus if args.aus else None)
     print(f"{len(card.aus)} of {len(dataset.aus)} coded AUs{'' if len(card.aus) == len(dataset.aus) else '; --aus all shows every one'}.")
-    return frames[['subject', 'video', 'frame', *(f'AU{a}' for a in card.aus)]], {'threshold': card.threshold, 'fps': card.fps or None, 'title': card.title, 'dataset': None if card.synthetic else dataset.name}
+    return frames[['subject', 'video', 'frame', *(f'AU{a}' for a in card.aus)]], _known_of(card, card.title)
+
+def _known_of(card, title):
+    "What a card says about its labels; nothing was published about synthetic ones."
+    return {'threshold': card.threshold, 'fps': card.fps or None, 'title': title, 'dataset': None if card.synthetic else card.name}
 
 # %% ../../nbs/study/62_label_report.ipynb #5ee101f1
 def _left_out(frames, split, fold):

@@ -94,7 +94,7 @@ def make_ready(
     prof, needed = load_profile(profile), {}
     for study in map(load_study, studies):
         if study.dataset not in named_sets(source): continue
-        for data in ({}, *(r.data for r in study.rows if r.estimator)):
+        for data in [r.data for r in study.rows if r.estimator] or [{}]:
             spec = data_spec(study.dataset, prof, source, **{**study.data, **data})
             if spec.get('fingerprint') == UNPREPARED: needed[data_id(spec)] = spec
     for spec in needed.values():

@@ -24,7 +24,8 @@ def add_arguments(
     parser.add_argument('studies', nargs='*', metavar='STUDY', help='names in data_manifests/studies, or paths to YAML files; none: the default studies')
     parser.add_argument('--all', action='store_true', help='every study')
     parser.add_argument('--profile', default='quick', help='smoke, quick (default), full, or a path to a YAML file')
-    parser.add_argument('--data', default='world', metavar='NAMES', help="world (default); data sets that `au-study data add` knows, with commas between them; or a folder that holds FaceSets under the data sets' names")
+    parser.add_argument('--data', default='world', metavar='NAMES',
+                        help="world (default); data sets that `au-study data add` knows, with commas between them; or a folder that holds FaceSets under the data sets' names")
     parser.add_argument('--cores', type=int, metavar='N', help='CPU cores to use (default: all)')
     parser.add_argument('--dry-run', action='store_true', help='only say what would be done')
     parser.add_argument('--again', action='store_true', help='make runs again that an earlier version of the code made')

@@ -78,5 +78,6 @@ def _write(preset, args, given):
     from au_study.datasets.layouts import write_layout
     if given.get('cameras') == 'both': del given['cameras']
     out = write_layout(preset, layout, args.out, seed=args.seed, **given)
-    print(f'{out} holds the face world {preset!r} in the layout of {layout}; all faces are synthetic, and its world.json says so. Read it with `au-study check {"bp4d" if layout == "fera2015" else layout} {out}`.')
+    print(f'{out} holds the face world {preset!r} in the layout of {layout}; all faces are synthetic, and its world.json says so.')
+    print(f'Read it with `au-study check {"bp4d" if layout == "fera2015" else layout} {out}`.')
     return 0
