@@ -135,7 +135,8 @@ def test_affwild2_rows_without_a_face_are_no_errors(tmp_path):
     assert not any("have no picture" in p.message for p in errors(report))
 
 
-@pytest.mark.parametrize("call", [["check", "bp5d", "."], ["check", "bp4d", "not there"], ["check", "bp4d"], ["check", "bp4d", ".", "--option", "camera"], ["check", "bp4d", ".", "--option", "colour=1"]])
+@pytest.mark.parametrize("call", [["check", "bp5d", "."], ["check", "bp4d", "not there"], ["check", "bp4d"], ["check", "bp4d", ".", "--option", "camera"],
+                                  ["check", "bp4d", ".", "--option", "colour=1"]])
 def test_wrong_calls_end_in_a_sentence(call, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -152,3 +153,13 @@ def test_an_empty_folder_is_an_error_of_the_copy(tmp_path, capsys, monkeypatch):
 
 def test_runs_of_numbers():
     assert in_runs([9, 3, 4, 5]) == "3-5, 9" and in_runs([]) == ""
+
+
+def test_names_with_stray_bytes_are_reported(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/annotations/AU_Set/Training_Set"
+    os.makedirs(folder)
+    try:
+        with open(folder + b"/caf\xe9.txt", "wb") as f: f.write(b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n0,1,0,0,1,0,0,1\n")
+    except OSError: pytest.skip("this file system takes UTF-8 names only")
+    assert main(["check", "affwild2", str(tmp_path), "--labels-only", "--out", str(tmp_path / "report")]) in (0, 1)
+    assert "caf" in (tmp_path / "report/check.html").read_text()

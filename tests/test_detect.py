@@ -125,7 +125,8 @@ def test_command(store, tmp_path, monkeypatch, capsys):
     assert read_scores(tmp_path / "t.parquet")[0]["frame"].tolist() == [1, 5, 9]
 
 
-@pytest.mark.parametrize("change, words", [({"--out": "a.txt"}, "suffix"), ({"--run": "none"}, "no run 'none'"), ({"--every": "0"}, "at least 1"), ({"media": "empty.avi"}, "0 bytes"), ({"media": "folder"}, "no pictures")])
+@pytest.mark.parametrize("change, words", [({"--out": "a.txt"}, "suffix"), ({"--run": "none"}, "no run 'none'"), ({"--every": "0"}, "at least 1"),
+                                           ({"media": "empty.avi"}, "0 bytes"), ({"media": "folder"}, "no pictures")])
 def test_wrong_calls_end_in_a_sentence(store, tmp_path, monkeypatch, capsys, change, words):
     monkeypatch.chdir(tmp_path)
     video(tmp_path / "clip.avi", 2)

@@ -47,9 +47,17 @@ def _count(problems, sort):
     more = [int(m[1]) for p in problems if (m := re.search(_MORE[sort], p.message))]
     return sum(bool(re.search(_SORTS[sort], p.message)) and not re.search(_MORE[sort], p.message) for p in problems) + sum(more)
 
+def _plain(name):
+    "A name that any file can hold: stray bytes of a file system become escapes."
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
+def _unnameable(dataset, recording):
+    "No labels for a recording whose name no table can hold."
+    return pd.DataFrame({'frame': np.zeros(0, np.int64)}), [recording.problem('error', 'The name of its files holds bytes that are no UTF-8 text, so no table can name it; it is not read.', 'Rename the files.')]
+
 def _look_at_labels(dataset, recording):
-    "(row of the report, frames with a label, problems) of one recording."
-    frames, problems = dataset.read_labels(recording)
+    "(row of the report, frames with a label, all frames, problems) of one recording."
+    frames, problems = dataset.read_labels(recording) if _plain(''.join(recording.key)) == ''.join(recording.key) else _unnameable(dataset, recording)
     columns = [c for c in frames.columns if c.startswith('AU')]
     numbers, coded = frames['frame'].to_numpy('int64'), frames[columns].notna().any(axis=1).to_numpy(bool)
     row = {'subject': recording.subject, 'video': recording.video, 'rows': len(frames), 'labelled': int(coded.sum()), 'first': numbers.min() if len(frames) else pd.NA,
@@ -188,11 +196,12 @@ def check_dataset(
     if not labels_only: _add_media(dataset, [r for r in found if r.media is not None], looks, per, decode, jobs, bar)
     told += _other_kinds(dataset, bar)
     rows = [_BLANK | looks[r.key][0] | {s + 's': sum(p.severity == s for p in per[r.key]) for s in SEVERITIES} for r in found]
+    rows = [row | {k: _plain(row[k]) for k in ('subject', 'video')} for row in rows]
     table = pd.DataFrame(rows).convert_dtypes() if rows else pd.DataFrame(columns=['subject', 'video', 'rows'])
     counts = _counts(dataset, table)
     told = list(dict.fromkeys([*told, *_against_expected(dataset, counts, table), *(p for ps in per.values() for p in ps)]))
     looked = 'labels' if labels_only else 'labels, and every picture opened' if decode else 'labels, and pictures listed but not opened'
-    return Report(dataset.name, dataset.manifest.title, str(dataset.root), dataset.is_synthetic(), looked, tuple(told), table, counts, time.monotonic() - began)
+    return Report(dataset.name, dataset.manifest.title, _plain(dataset.root), dataset.is_synthetic(), looked, tuple(told), table, counts, time.monotonic() - began)
 
 # %% ../../nbs/datasets/65_check.ipynb #205b90e5
 def _of_labels(dataset, problem):
