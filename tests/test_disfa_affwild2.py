@@ -151,6 +151,8 @@ def test_files_in_the_wrong_place_or_twice(disfa):
     (disfa / "ActionUnit_Labels/SN901/readme.txt").write_text("hello")
     data = DISFA(disfa)
     assert said(data, r"SN901/SN902_au4\.txt This file of SN902 lies in the folder of SN901") and said(data, r"AU0?5 comes twice")
+    label_file(disfa, "SN901", 7)
+    assert said(DISFA(disfa), r"SN901_au7\.txt AU7 is none of the coded AUs", "note")
     assert said(data, r"There are 2 videos of one person") and said(data, r"1 files are no label files: readme\.txt", "note")
     assert next(r for r in data.recordings() if r.subject == "SN901").media is None
 
@@ -332,6 +334,12 @@ def test_missing_parts_of_affwild2_are_named(wild):
     assert len(crops.labels()) == 40
     shutil.rmtree(wild / "cropped_aligned")
     assert [p.message for p in AffWild2(wild).problems if p.severity == "error"] == ["None of the 4 annotated videos has a folder of pictures."]
+
+
+def test_pictures_numbered_from_0_are_refused(wild):
+    write(wild / "cropped_aligned/duo_left/00000.jpg", coded(painted(0)))
+    data = AffWild2(wild)
+    assert said(data, "cropped_aligned/duo_left There is a picture 0") and {r.subject: r.media is None for r in data.recordings()}["duo_left"]
 
 
 def test_a_list_that_leads_elsewhere_is_not_followed(wild):

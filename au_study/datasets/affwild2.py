@@ -106,7 +106,10 @@ class AffWild2(Dataset):
         "Folders of cropped faces, and notes on those without annotation."
         folders = {m[0]: path for _, top in self.tree.folders("", r"cropped_aligned") for m, path in self.tree.folders(top, r".+")}
         extra = [Problem("note", "Its pictures have no AU annotation.", file=path, subject=v, video=v) for v, path in folders.items() if v not in annotations]
-        return {v: ImageFolder(self.root / path, self.root) for v, path in folders.items() if v in annotations}, extra
+        zero = {v for v, path in folders.items() if v in annotations and any((self.root / path / f"{0:0{k}d}.jpg").exists() for k in (1, 5, 6))}
+        extra += [Problem("error", "There is a picture 0, but the owner's pictures are numbered from 1; they are not read, since every label might be one frame off.",
+                          "Take the owner's cropped_aligned.", folders[v], subject=v, video=v, frame=0) for v in sorted(zero)]
+        return {v: ImageFolder(self.root / path, self.root) for v, path in folders.items() if v in annotations and v not in zero}, extra
 
     def _videos(self, annotations):
         "Raw videos; one that comes twice is not read."

@@ -63,6 +63,7 @@ def _agree(tables, names):
 def _read_person(paths, aus, root, recording):
     "Join the files of one person: (table with frame and one column an AU, problems)."
     tables, problems, names = {}, [], {au: p.name for au, p in paths.items()}
+    problems += [recording.problem("note", f"AU{au} is none of the coded AUs; the file is not read.", file=paths[au].relative_to(root).as_posix()) for au in sorted(set(paths) - set(aus))]
     for au in aus:
         if au in paths:
             tables[au], found = read_codes(paths[au], root, range(6), columns=(f"AU{au}",), first=1, subject=recording.subject, video=recording.video)

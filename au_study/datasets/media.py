@@ -283,6 +283,7 @@ class ZipImages(_Images):
     def _list(self):
         members, problems = _zip_members(self.path, self.root)
         self._inside = {n.rpartition("/")[2]: v for n, v in members.items() if n.rpartition("/")[0] == self.inner}
+        if not members and not problems: problems.append(Problem("error", "The zip holds no files.", _REMEDIES["again"], self.name))
         if members and not self._inside:
             folders = sorted({n.rpartition("/")[0] or "(top)" for n in members})
             problems.append(Problem("error", f"The zip has no folder {self.inner!r}; its folders are {_some(folders, 5)}.", file=self.name))
@@ -308,14 +309,16 @@ def _capture(path, packets=False):
     return capture if capture.isOpened() else None
 
 
-def _packets(path):
-    "Seconds and key mark of every picture stored in a video, in the order of the file; without decoding."
-    capture, seconds, keys = _capture(path, packets=True), [], []
-    while capture is not None and capture.grab():
+def _packets(path, announced=0):
+    "(seconds, key marks) of all pictures stored in a video, in the order of the file, and the number that cannot be read; without decoding."
+    capture, seconds, keys, lost, failures = _capture(path, packets=True), [], [], 0, 0
+    while capture is not None and failures <= max(announced - len(seconds) - lost, 0):
+        if not capture.grab(): failures += 1; continue  # the end, or a damaged packet
         seconds.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
         keys.append(capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
+        lost, failures = lost + failures, 0
     if capture is not None: capture.release()
-    return np.array(seconds), np.array(keys, dtype=bool)
+    return np.array(seconds), np.array(keys, dtype=bool), lost
 
 # %% ../../nbs/datasets/30_media.ipynb #8b008236
 @dataclass(frozen=True)
@@ -325,7 +328,9 @@ class _Plan:
     slots: np.ndarray  # int64, rising: slots that hold a picture
     seconds: np.ndarray  # time of each slot
     keys: np.ndarray  # int64, rising: slots of key pictures
-    clocked: bool  # slots follow the clock (AVI), not the order
+    clocked: bool  # slots follow the clock (AVI without B-frames), not the order
+    timed: bool  # the time stamps of decoded pictures tell their slots
+    late: float  # seconds by which they come late (AVI with B-frames)
     announced: int  # pictures according to the header
     cut: int | None  # slot of the last, incomplete picture of a file that was cut off
 
@@ -333,44 +338,59 @@ class _Plan:
 def _plan(path):
     "Look into a video."
     nothing, capture = np.array([], dtype=np.int64), _capture(path)
-    if capture is None: return _Plan(np.nan, nothing, nothing, nothing, False, 0, None)
+    if capture is None: return _Plan(np.nan, nothing, nothing, nothing, False, False, 0., 0, None)
     fps, announced = capture.get(cv2.CAP_PROP_FPS), int(max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0))
-    late = capture.grab() and capture.get(cv2.CAP_PROP_POS_MSEC) > 0
+    starts = capture.grab()  # with B-frames the first picture of an AVI comes late; so it may with damage
+    late = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if starts else 0.
     capture.release()
-    seconds, keys = _packets(path)
+    seconds, keys, lost = _packets(path, announced)
     with open(path, "rb") as f: head = f.read(12)
     avi, mp4 = head[:4] == b"RIFF" and head[8:] == b"AVI ", head[4:8] == b"ftyp"
-    clocked = bool(avi and fps > 0 and not late and (np.diff(seconds) > 0).all())
+    if lost and not avi: seconds, keys, lost = _filled(seconds, keys, lost)
+    clocked = bool(avi and fps > 0 and (late == 0 if starts else keys.all()) and (np.diff(seconds) > 0).all())
     order = np.argsort(seconds, kind="stable")
     slots = np.rint(seconds * fps).astype(np.int64) if clocked else np.argsort(order, kind="stable")
     found = round(float(seconds.max(initial=0)) * fps) + 1 if avi else len(seconds)
     short = len(seconds) and announced > found and (mp4 or avi and int.from_bytes(head[4:8], "little") + 8 > os.path.getsize(path))
-    return _Plan(fps, slots[order], seconds[order], np.sort(slots[keys]), clocked, announced, int(slots[-1]) if short else None)
+    timed = clocked or bool(starts if avi else not lost)
+    return _Plan(fps, slots[order], seconds[order], np.sort(slots[keys]), clocked, timed, late if avi else 0., announced, int(slots[-1]) if short else None)
+
+
+def _filled(seconds, keys, lost):
+    "Put pictures whose packet cannot be read into the gaps of a constant rate; gives the number that is left over."
+    times = np.sort(seconds)
+    step = np.median(np.diff(times)) if len(times) > 1 else 0
+    gaps = np.rint(np.diff(times, prepend=-step) / step).astype(int) - 1 if step > 0 else np.zeros(0, int)
+    if gaps.sum() != lost or (gaps < 0).any(): return seconds, keys, lost
+    more = [times[i] - step * k for i in np.flatnonzero(gaps) for k in range(1, gaps[i] + 1)]
+    return np.append(seconds, more), np.append(keys, np.zeros(lost, dtype=bool)), 0
 
 # %% ../../nbs/datasets/30_media.ipynb #027f21b3
 def _shown(capture, plan, last):
-    "Slots as the decoder shows them, up to `last`, each with the number of failures before it."
-    slot, before, failures = -1, -1., 0
+    "Slots as the decoder shows them, up to `last`, each with whether something was lost just before it."
+    slot, failures, damaged = -1, 0, False
     while slot < last and failures <= len(plan.slots):
-        if not capture.grab(): failures += 1; continue
-        now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if not capture.grab(): failures += 1; damaged = True; continue
+        now, before = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - plan.late, slot
+        at = int(np.searchsorted(plan.seconds, now - 2e-4))
+        known = plan.timed and at < len(plan.seconds) and abs(plan.seconds[at] - now) < 2e-4
         if plan.clocked and round(now * plan.fps) > slot: slot = round(now * plan.fps)
-        elif failures and 0 <= before < now: slot += 1 + int(((plan.seconds > before + 1e-4) & (plan.seconds < now - 1e-4)).sum())
-        else: slot += 1 + failures
-        yield slot, failures
-        before, failures = now, 0
+        elif damaged and known and at > slot: slot = at
+        else: slot += 1 + (0 if known else failures)
+        yield slot, failures > 0 or damaged and slot > before + 1
+        failures = 0
 
 # %% ../../nbs/datasets/30_media.ipynb #fb1d3a6a
 def _decode(path, plan, wanted):
     "Wanted slots in order: (slot, image or None, reason or None). `wanted` is a rising list of slots that the plan has."
     capture, todo, whole = _capture(path), iter(wanted), -1
     slot, end = next(todo, None), wanted[-1] if wanted else -1
-    for at, failed in _shown(capture, plan, end) if capture is not None and wanted else ():
+    for at, lost in _shown(capture, plan, end) if capture is not None and wanted else ():
         while slot is not None and slot < at: yield slot, None, "it cannot be decoded"; slot = next(todo, None)
-        if failed: whole = plan.keys[np.searchsorted(plan.keys, at)] if at <= plan.keys.max(initial=-1) else np.inf
+        if lost: whole = plan.keys[np.searchsorted(plan.keys, at)] if plan.timed and at <= plan.keys.max(initial=-1) else np.inf
         if slot != at: continue
         if at == plan.cut: yield at, None, "the file was cut off within this picture"
-        elif at < whole: yield at, None, "it builds on a picture before it that cannot be decoded"
+        elif at < whole: yield at, None, "it builds on a picture before it that cannot be decoded" if plan.timed else "its number cannot be told after the damage before it"
         else:
             good, image = capture.retrieve()
             yield (at, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), None) if good else (at, None, "it cannot be decoded")
