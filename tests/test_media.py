@@ -276,8 +276,8 @@ def test_time_stamps_that_are_late_do_not_shift_numbers(tmp_path):
     assert [round((f.image.mean() - 20) / 16) for f in video.read([12, 5])] == [4, 11]
     for k in range(12):  # whatever is lost, what is left has its own number
         frames = list(VideoFile(damage(video.path, tmp_path / "broken.avi", k)).read())
-        assert [f.number for f in frames] == list(range(1, 13)) and any(f.image is None for f in frames)
-        assert all(abs(f.image.mean() - 20 - 16 * (f.number - 1)) < 14 for f in frames if f.image is not None), k
+        assert [f.number for f in frames] == list(range(1, 13)) and any(f.image is None for f in frames), k
+        assert all(abs(f.image.mean() - 20 - 16 * (f.number - 1)) < 5 for f in frames if f.image is not None), k
 
 
 @pytest.mark.parametrize("name, codec, k", [("a.avi", "MJPG", 0), ("a.avi", "MJPG", 20), ("a.avi", "MJPG", 39), ("b.avi", "XVID", 1), ("b.avi", "XVID", 20),

@@ -385,9 +385,10 @@ def _decode(path, plan, wanted):
     "Wanted slots in order: (slot, image or None, reason or None). `wanted` is a rising list of slots that the plan has."
     capture, todo, whole = _capture(path), iter(wanted), -1
     slot, end = next(todo, None), wanted[-1] if wanted else -1
+    late = 4 if plan.late > 0 else 0  # without true time stamps a key picture is shown up to so many slots after its place in the file
     for at, lost in _shown(capture, plan, end) if capture is not None and wanted else ():
         while slot is not None and slot < at: yield slot, None, "it cannot be decoded"; slot = next(todo, None)
-        if lost: whole = plan.keys[np.searchsorted(plan.keys, at)] if plan.timed and at <= plan.keys.max(initial=-1) else np.inf
+        if lost: whole = plan.keys[np.searchsorted(plan.keys, at)] + late if plan.timed and at <= plan.keys.max(initial=-1) else np.inf
         if slot != at: continue
         if at == plan.cut: yield at, None, "the file was cut off within this picture"
         elif at < whole: yield at, None, "it builds on a picture before it that cannot be decoded" if plan.timed else "its number cannot be told after the damage before it"
