@@ -142,10 +142,11 @@ class CropRows:
         self.at, self.file = HEADER + row * self.bytes, os.open(path, os.O_WRONLY)
         self.buffer = np.empty((max(1, chunk // self.bytes), size, size, 3), np.uint8)
 
-    def add(self, crop):
-        self.buffer[self.n] = crop
-        self.n += 1
+    def place(self):
+        "Where the next crop is written to."
         if self.n == len(self.buffer): self.flush()
+        self.n += 1
+        return self.buffer[self.n - 1]
 
     def flush(self):
         data = memoryview(self.buffer[:self.n].reshape(-1))
@@ -168,6 +169,7 @@ def reduction(
 
 def _after_reduction(matrix, factor):
     "The matrix for an image that was decoded `factor` times smaller."
+    if factor == 1: return matrix
     return np.asarray(matrix) @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
 
 # %% ../../nbs/datasets/69_crops.ipynb #4ff7e7eb
@@ -263,23 +265,39 @@ class CropWorker:
 def crop(self: CropWorker, i: int, report):
     "Crop the faces of recording `i` and write its book."
     source, locate = self.sources[i], self.locator(i)
-    book, matrices, reduce = Book(len(source.numbers)), {}, None
-    if isinstance(locate, GivenFaces):  # all matrices at once, and the size at which to decode
-        good = np.flatnonzero([not f for f in self.rules.faults(locate.points)])
-        matrices = dict(zip(good.tolist(), self.recipe.matrices(locate.points[good]))) if len(good) else {}
-        if not self.exact and not self.carry and matrices:
-            reduce = np.ones(len(source.numbers), int)
-            reduce[good] = reduction(np.stack(list(matrices.values())))
+    book, (known, moved, reduce) = Book(len(source.numbers)), self._known(locate)
     with CropRows(self.place / "crops.part", self.rows[i], self.recipe.size) as rows:
         for found in carry_landmarks(self.stream(i, locate, reduce), source.numbers, self.carry):
             book.enter(found)
             if not found.reason:
-                m = matrices.get(found.row) if not found.donor else None
-                m = self.recipe.matrices(found.points[None])[0] if m is None else m
-                rows.add(warp_images([found.image], _after_reduction(m, found.reduced)[None], self.recipe.size, self.border)[0])
-                book.points.append(transform_points(m[None], found.points[None]).astype(np.float32))
+                own = None if found.donor else known.get(found.row)
+                matrix = self.recipe.matrices(found.points[None])[0] if own is None else own
+                book.points.append(transform_points(matrix[None], found.points[None]).astype(np.float32) if own is None else moved[found.row][None])
+                self._cut(found.image, _after_reduction(matrix, found.reduced), rows.place())
             report(1)
     book.write(self.place / "parts" / f"{i:05d}.npz")
+
+
+@patch
+def _known(self: CropWorker, locate):
+    "What can be computed for all frames at once if landmarks are given: matrices by row, landmarks in the crop, and the size at which to decode."
+    if not isinstance(locate, GivenFaces): return {}, None, None
+    good = np.flatnonzero([not f for f in self.rules.faults(locate.points)])
+    if not len(good): return {}, None, None
+    matrices, moved, reduce = self.recipe.matrices(locate.points[good]), np.empty(locate.points.shape, np.float32), np.ones(len(locate.points), int)
+    moved[good] = transform_points(matrices, locate.points[good])
+    reduce[good] = reduction(matrices)
+    return dict(zip(good.tolist(), matrices)), moved, None if self.exact or self.carry else reduce
+
+
+@patch
+def _cut(self: CropWorker, image, matrix, out):
+    "Warp an image into a row of the file; as `warp_images`, which is needed only where the image must be averaged down first."
+    size = self.recipe.size
+    if np.square(matrix[:, :2]).sum(0).min() > .25:
+        edge, fill = self.border == "edge", 0 if self.border == "edge" else self.border
+        cv2.warpAffine(image, matrix, (size, size), out, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE if edge else cv2.BORDER_CONSTANT, (fill,) * 3)
+    else: out[:] = warp_images([image], matrix[None], size, self.border)[0]
 
 
 @patch

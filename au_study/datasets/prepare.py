@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def _detector(detector, ships, predictor, predictor_sha256):
         if predictor is None: raise PrepareError(_NO_PREDICTOR)
         return DlibDetector(predictor, predictor_sha256), f"dlib/{predictor_sha256}"
     found = WorldDetector()
-    found.load()  # trained here, once, and not in every worker
+    if not found.path.exists(): print("Training the landmark predictor on the face world: once, a few minutes.", file=sys.stderr, flush=True)
+    found.load()  # here, once, and not in every worker
     return found, f"world/{found.report_['sha256']}"
 
 # %% ../../nbs/datasets/70_prepare.ipynb #cc05f3ee
@@ -129,7 +131,8 @@ def _read_sources(dataset, subjects, stride, jobs):
         unknown = sorted(set(subjects) - {r.subject for r in recordings})
         if unknown: raise PrepareError(f"There are no labels of the subjects {', '.join(unknown)}; there are {', '.join(sorted({r.subject for r in recordings}))}.")
         recordings = [r for r in recordings if r.subject in set(subjects)]
-    read = dict(run_jobs(_Reader(dataset, stride), recordings, jobs, name=lambda i: f"{recordings[i].subject} {recordings[i].video}"))
+    few = len(recordings) <= 8  # read sooner than processes start
+    read = dict(run_jobs(_Reader(dataset, stride), recordings, 0 if few else jobs, name=lambda i: f"{recordings[i].subject} {recordings[i].video}"))
     read = [read[i] for i in range(len(recordings))]
     in_labels = [p for p in dataset.problems if not dataset.label_folders or not p.file or any(_begins(p.file, f) for f in dataset.label_folders)]
     raise_errors([*in_labels, *(p for _, problems in read for p in problems)])
@@ -198,14 +201,20 @@ def _finished(out, settings, stamps):
 
 # %% ../../nbs/datasets/70_prepare.ipynb #be4f44fd
 class _FileRows:
-    "Crops in a file, read (not mapped) when sliced, so that memory stays flat."
+    "Crops in a file, read (not mapped) when sliced, so that memory stays flat; a slice is good until the next one."
     dtype, ndim = np.dtype(np.uint8), 4
-    def __init__(self, path, n, size): self.path, self.shape = path, (n, size, size, 3)
+    def __init__(self, path, n, size): self.path, self.shape, self.buffer = path, (n, size, size, 3), np.empty(0, np.uint8)
     def __len__(self): return self.shape[0]
     def __getitem__(self, rows):
         start, stop, _ = rows.indices(len(self))
         each = int(np.prod(self.shape[1:]))
-        return np.fromfile(self.path, np.uint8, (stop - start) * each, offset=HEADER + start * each).reshape(-1, *self.shape[1:])
+        if self.buffer.size < (stop - start) * each: self.buffer = np.empty((stop - start) * each, np.uint8)
+        data = self.buffer[:(stop - start) * each]
+        with open(self.path, "rb", buffering=0) as f:
+            f.seek(HEADER + start * each)
+            read = f.readinto(data)
+        if read != len(data): raise PrepareError(f"{self.path.name} is shorter than its books say: it was changed. Delete the working folder and prepare again.")
+        return data.reshape(-1, *self.shape[1:])
 
 
 def _gather(source, target, spans, size, total):
