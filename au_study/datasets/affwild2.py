@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .base import Dataset, Recording
 from .labels import read_codes, read_rows
@@ -94,34 +95,6 @@ class AffWild2(Dataset):
         found = [Recording(v, v, (self.root / path,), media.get(v), part=part) for v, (part, path) in annotations.items()]
         return found, problems + wrong + self._without(found) + [p for p in extra if p.subject not in tested]
 
-    def _without(self, recordings):
-        "Say which recordings have no pictures; once, if it is all of them."
-        crops, missing = self.images == "cropped_aligned", [r for r in recordings if r.media is None]
-        what, where = ("folder of pictures", "cropped_aligned") if crops else ("video", "batch*")
-        if len(missing) == len(recordings) > 1:
-            return [Problem("error", f"None of the {len(recordings)} annotated videos has a {what}.", "Check the root, or open the set with the other kind of images.", where)]
-        return [r.problem("error", f"It has no {what}.", "Fetch it from the owner.", file=f"{where}/{r.video if crops else raw_name(r.video)}") for r in missing]
-
-    def _crops(self, annotations):
-        "Folders of cropped faces, and notes on those without annotation."
-        folders = {m[0]: path for _, top in self.tree.folders("", r"cropped_aligned") for m, path in self.tree.folders(top, r".+")}
-        extra = [Problem("note", "Its pictures have no AU annotation.", file=path, subject=v, video=v) for v, path in folders.items() if v not in annotations]
-        zero = {v for v, path in folders.items() if v in annotations and any((self.root / path / f"{0:0{k}d}.jpg").exists() for k in (1, 5, 6))}
-        extra += [Problem("error", "There is a picture 0, but the owner's pictures are numbered from 1; they are not read, since every label might be one frame off.",
-                          "Take the owner's cropped_aligned.", folders[v], subject=v, video=v, frame=0) for v in sorted(zero)]
-        return {v: ImageFolder(self.root / path, self.root) for v, path in folders.items() if v in annotations and v not in zero}, extra
-
-    def _videos(self, annotations):
-        "Raw videos; one that comes twice is not read."
-        raw, media, problems = _raw_videos(self.tree), {}, []
-        for v in annotations:
-            paths = raw.get(v) or raw.get(raw_name(v), [])
-            if len(paths) == 1: media[v] = VideoFile(self.root / paths[0], first=1, root=self.root)
-            elif paths: problems.append(Problem("error", f"The video is there {len(paths)} times: {', '.join(paths)}.", "Keep one; until then none is read.", paths[0], subject=v, video=v))
-        used = {p for v in annotations for p in raw.get(v) or raw.get(raw_name(v), [])}
-        problems += [Problem("note", "The video has no AU annotation.", file=p, subject=n, video=n) for n, ps in raw.items() for p in ps if p not in used]
-        return media, problems
-
     def read_labels(self, recording):
         table, problems = read_codes(recording.labels[0], self.root, (0, 1), (-1,), keyed=False, first=1, needed=self.aus, subject=recording.subject, video=recording.video)
         blank = table.reindex(columns=self.columns).isna()
@@ -133,8 +106,44 @@ class AffWild2(Dataset):
                                               file=recording.labels[0].relative_to(self.root).as_posix(), line=table["line"][mixed[0]], frame=table["frame"][mixed[0]]))
         return table.assign(subject=recording.subject, video=recording.video).reindex(columns=[*KEYS, *self.columns]), problems
 
-    def _split(self, split):
-        "The validation set, unless other folds are asked for."
-        if split not in (None, "affwild2-official"): return split
-        tested = sorted({r.subject for r in self.recordings() if r.part == SETS[1]})
-        return [tested] if tested else []
+# %% ../../nbs/datasets/56_affwild2.ipynb #1368e795
+@patch
+def _crops(self: AffWild2, annotations):
+    "Folders of cropped faces, and notes on those without annotation."
+    folders = {m[0]: path for _, top in self.tree.folders("", r"cropped_aligned") for m, path in self.tree.folders(top, r".+")}
+    extra = [Problem("note", "Its pictures have no AU annotation.", file=path, subject=v, video=v) for v, path in folders.items() if v not in annotations]
+    zero = {v for v, path in folders.items() if v in annotations and any((self.root / path / f"{0:0{k}d}.jpg").exists() for k in (1, 5, 6))}
+    extra += [Problem("error", "There is a picture 0, but the owner's pictures are numbered from 1; they are not read, since every label might be one frame off.",
+                      "Take the owner's cropped_aligned.", folders[v], subject=v, video=v, frame=0) for v in sorted(zero)]
+    return {v: ImageFolder(self.root / path, self.root) for v, path in folders.items() if v in annotations and v not in zero}, extra
+
+
+@patch
+def _videos(self: AffWild2, annotations):
+    "Raw videos; one that comes twice is not read."
+    raw, media, problems = _raw_videos(self.tree), {}, []
+    for v in annotations:
+        paths = raw.get(v) or raw.get(raw_name(v), [])
+        if len(paths) == 1: media[v] = VideoFile(self.root / paths[0], first=1, root=self.root)
+        elif paths: problems.append(Problem("error", f"The video is there {len(paths)} times: {', '.join(paths)}.", "Keep one; until then none is read.", paths[0], subject=v, video=v))
+    used = {p for v in annotations for p in raw.get(v) or raw.get(raw_name(v), [])}
+    problems += [Problem("note", "The video has no AU annotation.", file=p, subject=n, video=n) for n, ps in raw.items() for p in ps if p not in used]
+    return media, problems
+
+# %% ../../nbs/datasets/56_affwild2.ipynb #04857cac
+@patch
+def _without(self: AffWild2, recordings):
+    "Say which recordings have no pictures; once, if it is all of them."
+    crops, missing = self.images == "cropped_aligned", [r for r in recordings if r.media is None]
+    what, where = ("folder of pictures", "cropped_aligned") if crops else ("video", "batch*")
+    if len(missing) == len(recordings) > 1:
+        return [Problem("error", f"None of the {len(recordings)} annotated videos has a {what}.", "Check the root, or open the set with the other kind of images.", where)]
+    return [r.problem("error", f"It has no {what}.", "Fetch it from the owner.", file=f"{where}/{r.video if crops else raw_name(r.video)}") for r in missing]
+
+
+@patch
+def _split(self: AffWild2, split):
+    "The validation set, unless other folds are asked for."
+    if split not in (None, "affwild2-official"): return split
+    tested = sorted({r.subject for r in self.recordings() if r.part == SETS[1]})
+    return [tested] if tested else []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
@@ -176,39 +177,45 @@ class DISFA(Dataset):
         for camera in CAMERAS if self.camera == "both" else [self.camera]: found += self._one_camera(camera, labels, problems)
         return found, problems
 
-    def _one_camera(self, camera, labels, problems):
-        "Recordings of one camera."
-        media, wrong = _videos(self.tree, camera)
-        pictures, odd = _extracted(self.tree, camera, self.first_image, {*media, *(p.subject for p in wrong)})
-        media.update(pictures); problems += wrong + odd
-        refused = {p.subject for p in wrong + odd if p.severity == "error"}
-        if not media and not refused:
-            problems.append(Problem("error", f"There are no videos of the {camera} camera.", f"Expected Videos_{camera.title()}Camera/{camera.title()}VideoSNxxx_comp.avi.", video=camera,
-                                    file=f"Videos_{camera.title()}Camera"))
-        found = []
-        for subject in sorted({*labels, *media}):
-            r = Recording(subject, camera, tuple(self.root / p for _, p in sorted(labels.get(subject, {}).items())), media.get(subject))
-            if camera == "left": r.landmarks = _landmark_folder(self.tree, subject)
-            if media and r.media is None and subject not in refused: problems.append(r.problem("error", "Its video is missing.", "Fetch it from the owner.", file=f"Videos_{camera.title()}Camera"))
-            if not r.labels: problems.append(r.problem("error", "It has no label files.", "Fetch them from the owner.", file=f"ActionUnit_Labels/{subject}"))
-            found.append(r)
-        return found
-
     def read_labels(self, recording):
         paths = {int(re.fullmatch(_AU_FILE, p.name, re.IGNORECASE)[2]): p for p in recording.labels}
         table, problems = _read_person(paths, self.aus, self.root, recording)
         return table.assign(subject=recording.subject, video=recording.video)[[*KEYS, *self.columns]], problems
 
-    def read_landmarks(self, recording, numbers):
-        if recording.landmarks is None: return None
-        files = _landmark_files(self.tree, recording.landmarks)
-        return {int(n): _landmarks(self.root / files[int(n)], self.landmark_origin)[0] if int(n) in files else None for n in numbers}
+# %% ../../nbs/datasets/54_disfa.ipynb #a61bab36
+@patch
+def _one_camera(self: DISFA, camera, labels, problems):
+    "Recordings of one camera."
+    media, wrong = _videos(self.tree, camera)
+    pictures, odd = _extracted(self.tree, camera, self.first_image, {*media, *(p.subject for p in wrong)})
+    media.update(pictures); problems += wrong + odd
+    refused = {p.subject for p in wrong + odd if p.severity == "error"}
+    if not media and not refused:
+        problems.append(Problem("error", f"There are no videos of the {camera} camera.", f"Expected Videos_{camera.title()}Camera/{camera.title()}VideoSNxxx_comp.avi.", video=camera,
+                                file=f"Videos_{camera.title()}Camera"))
+    found = []
+    for subject in sorted({*labels, *media}):
+        r = Recording(subject, camera, tuple(self.root / p for _, p in sorted(labels.get(subject, {}).items())), media.get(subject))
+        if camera == "left": r.landmarks = _landmark_folder(self.tree, subject)
+        if media and r.media is None and subject not in refused: problems.append(r.problem("error", "Its video is missing.", "Fetch it from the owner.", file=f"Videos_{camera.title()}Camera"))
+        if not r.labels: problems.append(r.problem("error", "It has no label files.", "Fetch them from the owner.", file=f"ActionUnit_Labels/{subject}"))
+        found.append(r)
+    return found
 
-    def landmark_problems(self, recording, numbers=None):
-        if recording.landmarks is None: return []
-        files = _landmark_files(self.tree, recording.landmarks)
-        numbers = sorted(files) if numbers is None else [int(n) for n in numbers]
-        absent = [n for n in numbers if n not in files]
-        found = [recording.problem("warning", f"Frames without a landmark file ({len(absent)}): {frame_ranges(np.array(absent))}.", file=recording.landmarks, frame=absent[0])] if absent else []
-        reasons = [(n, _landmarks(self.root / files[n], 0)[1]) for n in numbers if n in files]
-        return found + [recording.problem("warning", f"The landmark file {why}.", "The frame counts as one without landmarks.", file=files[n], frame=n) for n, why in reasons if why]
+# %% ../../nbs/datasets/54_disfa.ipynb #69b19227
+@patch
+def read_landmarks(self: DISFA, recording, numbers):
+    if recording.landmarks is None: return None
+    files = _landmark_files(self.tree, recording.landmarks)
+    return {int(n): _landmarks(self.root / files[int(n)], self.landmark_origin)[0] if int(n) in files else None for n in numbers}
+
+
+@patch
+def landmark_problems(self: DISFA, recording, numbers=None):
+    if recording.landmarks is None: return []
+    files = _landmark_files(self.tree, recording.landmarks)
+    numbers = sorted(files) if numbers is None else [int(n) for n in numbers]
+    absent = [n for n in numbers if n not in files]
+    found = [recording.problem("warning", f"Frames without a landmark file ({len(absent)}): {frame_ranges(np.array(absent))}.", file=recording.landmarks, frame=absent[0])] if absent else []
+    reasons = [(n, _landmarks(self.root / files[n], 0)[1]) for n in numbers if n in files]
+    return found + [recording.problem("warning", f"The landmark file {why}.", "The frame counts as one without landmarks.", file=files[n], frame=n) for n, why in reasons if why]

@@ -56,7 +56,7 @@ def _cut_off(data):
         at = 2
         while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
             at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2:at + 4], "big")
-        return None if data.find(b"\xff\xd9", at) >= 0 else f"cut off: a JPEG of {len(data)} bytes without end mark"
+        return None if data.rfind(b"\xff\xd9", at) >= 0 else f"cut off: a JPEG of {len(data)} bytes without end mark"
     if data[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" not in data[-4096:] and b"IEND\xaeB`\x82" not in data:
         return f"cut off: a PNG of {len(data)} bytes without end chunk"
     if data[:2] == b"BM" and int.from_bytes(data[2:6], "little") > len(data): return "cut off: a BMP shorter than its header says"
@@ -397,7 +397,9 @@ def _decode(path, plan, wanted):
             yield (at, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), None) if good else (at, None, "it cannot be decoded")
         slot = next(todo, None)
     if capture is not None: capture.release()
-    while slot is not None: yield slot, None, "it is stored, but the decoder does not show it"; slot = next(todo, None)
+    while slot is not None:
+        yield slot, None, "the file was cut off within this picture" if slot == plan.cut else "it is stored, but the decoder does not show it"
+        slot = next(todo, None)
 
 # %% ../../nbs/datasets/30_media.ipynb #281ceb2e
 class VideoFile(Media):
@@ -436,7 +438,7 @@ class VideoFile(Media):
         for n in wanted:
             if n not in seconds: yield Frame(n, None, f"{NO_FRAME} in {self.name}{why}"); continue
             _, image, problem = next(decoded)
-            yield Frame(n, image, problem and f"frame {n} of {self.name}: {problem}", seconds[n])
+            yield Frame(n, image, problem and f"frame {n} of {self.path.name}: {problem}", seconds[n])
 
     def _range(self): return f", which has frames {self.numbers[0]} to {self.numbers[-1]}" if len(self) else ""
 
