@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'CAMERAS', 'WILD_CROP', 'LayoutError', 'Layout', 'cohort', 'Take', 'Clip', 'wild_set', 'plan_layout',
            'Script', 'write_script', 'take_codes', 'Frame', 'frame_of', 'film', 'take_landmarks', 'video_writer',
-           'count_frames', 'wild_missing', 'write_layout', 'add_arguments', 'run']
+           'count_frames', 'wild_missing', 'write_layout']
 
 # %% ../../nbs/datasets/60_layouts.ipynb #4a61b0b3
 import errno
@@ -580,23 +580,3 @@ def _write_tree(out, preset, layout, clips, settings, how, total, progress):
             frame = frame_of(layout, settings["size"], pair=suffix in (".avi", ".mp4") and len(clip.takes) > 1)
             _WRITERS[suffix](out, clip, script, frame, how["quality"], bar, how["batch"], how["device"])
     _claimed(out, settings, True)
-
-# %% ../../nbs/datasets/60_layouts.ipynb #f2299569
-def add_arguments(parser):
-    "Options of `au-study world` that write a distributor's tree."
-    group = parser.add_argument_group("as a distributor's tree", "With --layout, write folders, files and codes as a distributor ships them.")
-    group.add_argument("--layout", choices=list(LAYOUTS), help="the distributor's layout")
-    group.add_argument("--out", metavar="DIR", help="folder to write, new or empty; an interrupted call goes on there")
-    for name, default, text in (("subjects", 3, "people"), ("videos", None, "coded recordings a person (default: 2, or 1 where there is one)"),
-                                ("frames", 60, "coded frames a recording"), ("size", 256, "longer side of a picture, pixels"),
-                                ("stride", 1, "frames of the world from one picture to the next")):
-        group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text if default is None else f"{text} (default: {default})")
-
-
-def run(args) -> int:
-    "Write the tree that `args` ask for (see `add_arguments`; preset and seed besides)."
-    if not args.out or not args.layout: raise LayoutError("A tree needs both --layout and --out.")
-    out = write_layout(args.preset, args.layout, args.out, args.subjects, args.videos, args.frames, args.size, args.seed, stride=args.stride)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    print(f"{out}: {args.layout} layout of world {args.preset}, {size / 1e6:.1f} MB. All faces are synthetic (world.json says so).")
-    return 0
