@@ -53,7 +53,8 @@ def _plain(name):
 
 def _unnameable(dataset, recording):
     "No labels for a recording whose name no table can hold."
-    return pd.DataFrame({'frame': np.zeros(0, np.int64)}), [recording.problem('error', 'The name of its files holds bytes that are no UTF-8 text, so no table can name it; it is not read.', 'Rename the files.')]
+    told = recording.problem('error', 'The name of its files holds bytes that are no UTF-8 text, so no table can name it; it is not read.', 'Rename the files.')
+    return pd.DataFrame({'frame': np.zeros(0, np.int64)}), [told]
 
 def _look_at_labels(dataset, recording):
     "(row of the report, frames with a label, all frames, problems) of one recording."
