@@ -113,7 +113,7 @@ def test_every_study_plans_and_fits_its_notebooks(tmp_path):
 def test_every_row_has_its_published_numbers():
     for name in study_names():
         study = load_study(name)
-        for row in study.rows:
+        for row in study.rows if study.kind == "scores" and study.table is not None else ():
             printed = published_values(study, row)
             assert {"Avg", *(f"AU{a}" for a in study.protocol["aus"])} <= set(printed), f"{name}, {row.name}"
 

@@ -108,7 +108,7 @@ def run_analysis(
     table, figure, note = _parts(function(context, **context.study.options))
     if 'published' not in table:
         table = table.merge(context.published.rename(columns={'value': 'published'}).astype({'row': table['row'].dtype, 'item': table['item'].dtype}), on=['row', 'item'], how='left')
-    if 'kind' not in table: table = table.assign(kind='world' if context.spec.get('source') == 'world' else 'real')
+    if 'kind' not in table: table = table.assign(kind='world' if context.spec.get('source') == 'world' or context.faces.card.synthetic else 'real')
     return Analysis(table.reindex(columns=ANALYSIS_COLUMNS), figure, note)
 
 def _parts(found):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ManifestError', 'project_root', 'results_root', 'read_yaml', 'check_keys', 'Profile', 'load_profile',
-           'StudyRow', 'Study', 'load_study', 'study_names', 'default_studies']
+           'StudyRow', 'Study', 'load_study', 'study_names', 'named_studies', 'default_studies']
 
 # %% ../../nbs/study/20_manifests.ipynb #47dc9387
 import difflib
@@ -199,6 +199,15 @@ def study_names() -> list[str]:
     return sorted(names, key=order)
 
 # %% ../../nbs/study/20_manifests.ipynb #56d375ce
+def named_studies(
+    names,  # names of studies, of papers (all their studies), or paths of YAML files
+) -> list[str]:
+    "Studies in order, each once."
+    known = study_names()
+    papers = {load_study(n).paper for n in known} & set(names)
+    found = [s for n in names for s in ([k for k in known if load_study(k).paper == n] if n in papers else [str(n)])]
+    return list(dict.fromkeys(found))
+
 def default_studies() -> list[str]:
     "The studies that run when none is named."
     return [n for n in study_names() if load_study(n).default]

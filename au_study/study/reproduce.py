@@ -12,6 +12,7 @@ import argparse
 EXAMPLES = """examples:
   au-study reproduce                              the default studies on the face world, quick profile
   au-study reproduce au_rcnn_table5 --dry-run     what would be run for one table
+  au-study reproduce au_rcnn                      every table and figure of one paper
   au-study reproduce --all --profile smoke        every path in seconds a run
   au-study reproduce --data bp4d,disfa            real data, known by `au-study data add`; the face world for the rest
   au-study reproduce au_rcnn_table8 --data ~/au   on your own FaceSets, saved as ~/au/disfa and so on
@@ -21,7 +22,7 @@ def add_arguments(
     parser: argparse.ArgumentParser,  # of this command
 ):
     "Declare the command's arguments."
-    parser.add_argument('studies', nargs='*', metavar='STUDY', help='names in data_manifests/studies, or paths to YAML files; none: the default studies')
+    parser.add_argument('studies', nargs='*', metavar='STUDY', help='names in data_manifests/studies, names of papers (all their studies), or paths to YAML files; none: the default studies')
     parser.add_argument('--all', action='store_true', help='every study')
     parser.add_argument('--profile', default='quick', help='smoke, quick (default), full, or a path to a YAML file')
     parser.add_argument('--data', default='world', metavar='NAMES',
@@ -40,6 +41,6 @@ def run(
     if args.all and args.studies: raise ValueError('name studies or give --all, not both')
     if args.cores is not None and args.cores < 1: raise ValueError(f'--cores must be at least 1, found {args.cores}')
     from au_study.study.batch import reproduce
-    from au_study.study.manifests import default_studies, study_names
-    studies = study_names() if args.all else args.studies or default_studies()
+    from au_study.study.manifests import default_studies, named_studies, study_names
+    studies = study_names() if args.all else named_studies(args.studies) or default_studies()
     return reproduce(studies, args.profile, args.data, args.results, args.cores, args.dry_run, args.executor, args.again)

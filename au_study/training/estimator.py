@@ -36,6 +36,7 @@ class AUEstimator(BaseEstimator):
     "Base of every method: subclasses write `build`, `loss` and `scores`."
     offsets = (0,)          # frames around each row that a batch holds; a subclass may make it a property
     score_threshold = 0.5   # lowest score that counts as occurrence when the epoch is chosen; intensities need the card's threshold
+    score_kind = "probability"  # what `scores` gives: 'probability', 'intensity' or 'pseudo_intensity'; columns of predictions on own media are named by it
     derive = None           # a subclass that feeds on more than pixels defines derive(self, faces) -> {name: array [N, ...]}; see `FaceBatch.derived`
     predict_only = ()       # names of parameters that change prediction only, so that such estimators can share one training
 
