@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 
 # %% ../../nbs/au_rcnn/60_crf.ipynb #30cd185d
-from .partition import box_names, groups_for, roi_membership
+from .partition import groups_for
 from .timelines import FrozenBase
 from ..training.loop import resolve_device
 
@@ -181,7 +181,8 @@ def loopy(
         both = torch.cat([pair, pair.transpose(2, 3)], 1)                               # [B, 2E, Y source, Y target]
         factor = (both - both.amax((2, 3), keepdim=True)).exp()
         message, back, moved, n = both.new_zeros(both.shape[:2] + unary.shape[2:]), len(graph.edges), 0., 0
-        for n in range(1, rounds + 1 if back else 1):
+        while back and n < rounds:
+            n += 1
             gathered = unary.index_add(1, target, message)[:, source] - message.roll(back, 1)
             fresh = (gathered[..., None] + both).amax(2) if largest else _sum_out(gathered, factor)
             fresh = fresh.log_softmax(2)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 # %% ../../nbs/au_rcnn/58_timelines.ipynb #1d52bd29
 import numpy as np
-import torch
 import torch.nn as nn
 from sklearn.base import clone
 
