@@ -169,7 +169,8 @@ def test_killed_again_and_again_it_still_ends(tree, whole, tmp_path):
 def test_asked_to_end_it_leaves_no_process(tree, whole, tmp_path, number):
     mark = uuid.uuid4().hex
     process = begin(tree, tmp_path / "set", mark)
-    time.sleep(.2)
+    end = time.monotonic() + 20
+    while len(alive(mark)) < 3 and time.monotonic() < end: time.sleep(.01)
     assert len(alive(mark)) == 3  # two workers
     process.send_signal(number); process.wait(10)
     assert process.returncode != 0 and gone(mark)
