@@ -108,8 +108,10 @@ def test_loss_is_counting(space, symmetric, types):
     own = [1, 1, 2]
     may = [[0, own[n % 3]] if space == 'own' else [0, 1, 2] for n in range(6)]
     agree = [[own[n % 3] if v == 1 else 0] if v == v else [0, own[n % 3]] for n in range(6) for v in [labels[0, n // 3, own[n % 3] - 1].item()]]
-    def total(choices):
-        return sum(np.exp(sum((net.w[0, y] * x[0, n // 3, n % 3]).sum().item() for n, y in enumerate(s)) + sum(table[0, 0 if a // 3 == b // 3 else types - 1, s[a], s[b]].item() for a, b in edges)) for s in itertools.product(*choices))
+    def points(s):
+        nodes = sum((net.w[0, y] * x[0, n // 3, n % 3]).sum().item() for n, y in enumerate(s))
+        return nodes + sum(table[0, 0 if a // 3 == b // 3 else types - 1, s[a], s[b]].item() for a, b in edges)
+    def total(choices): return sum(np.exp(points(s)) for s in itertools.product(*choices))
     assert abs(crf.crf_loss(net, x, labels).item() - (np.log(total(may)) - np.log(total(agree)))) < 1e-9
 
 

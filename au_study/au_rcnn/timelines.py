@@ -112,8 +112,9 @@ def _fitted_base(self: FrozenBase, faces, select_on, workdir):
     "The base, trained or read; what it was trained on must look as the faces do."
     if self.base_model is None: return self.base_in_use().fit(faces, select_on, None if workdir is None else Path(workdir) / 'base')
     base = AUEstimator.load(self.base_model)
-    asked, found = (base.aus_, base.size_), (tuple(faces.aus), int(faces.crops.shape[1]))
-    if asked != found: raise ModelFileError(f"base_model was trained on {asked[1]} px crops and {len(asked[0])} AUs {asked[0]}, but the faces are {found[1]} px with {len(found[0])} AUs {found[0]}. Give the base of the same data.")
+    asked, found = (base.size_, base.aus_), (int(faces.crops.shape[1]), tuple(faces.aus))
+    if asked != found: raise ModelFileError(f"base_model was trained on {asked[0]} px crops and the AUs {asked[1]}, but the faces are {found[0]} px with {found[1]}. "
+                                            "Give the base of the same data.")
     if self.base is not None and clone(self.base).set_params(trainer=None).get_params(False) != clone(base).set_params(trainer=None).get_params(False):
         raise ModelFileError("base_model holds a base with other parameters than `base`. Leave base=None to take what the folder holds, or give the right folder.")
     self.base = clone(base)
