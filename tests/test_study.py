@@ -115,7 +115,8 @@ def test_every_row_has_its_published_numbers():
         study = load_study(name)
         for row in study.rows if study.kind == "scores" and study.table is not None else ():
             printed = published_values(study, row)
-            assert {"Avg", *(f"AU{a}" for a in study.protocol["aus"])} <= set(printed), f"{name}, {row.name}"
+            dashes = 0 if row.estimator else 1   # a method of another group may lack an AU
+            assert "Avg" in printed and len({f"AU{a}" for a in study.protocol["aus"]} - set(printed)) <= dashes, f"{name}, {row.name}"
 
 
 def test_protocols_do_not_mix():

@@ -67,8 +67,11 @@ class Context:
         return self.runs[row]
 
     def seconds(self, row: str, stage: str = 'fit') -> float:
-        "Mean seconds that a run of the row took in a stage, with the run whose weights it uses."
-        def own(run): return 0 if run is None else self.store.read(run, 'timing')['seconds'].get(stage, 0) + own(self.store.read(run, 'run')['parent'])
+        "Mean seconds that a run of the row took in a stage, with the runs whose weights it uses."
+        def own(run):
+            if run is None: return 0
+            said = self.store.read(run, 'run')
+            return self.store.read(run, 'timing')['seconds'].get(stage, 0) + own(said['parent']) + own(said['base'])
         return sum(map(own, self.ids(row))) / len(self.ids(row))
 
     def model(self, row: str, k: int = 0):

@@ -63,6 +63,7 @@ def data_spec(
         known = sorted(p.stem for p in preset.parent.glob('*.yaml'))
         raise ManifestError(f"the face world has no preset {dataset!r}; there are {', '.join(known)}")
     own = _world_sizes(profile, dataset, sampling)
+    if own == profile.world.get(dataset): sampling = ''   # the same frames are the same data, whatever they are called
     sizes = {**own, 'crop': max(8, round(profile.world.get('crop', 80) * resolution))}
     return {'source': 'world', 'dataset': dataset, 'preset': digest(read_yaml(preset)), 'profile': profile.name,
             'sizes': sizes, 'seed': 0, 'resolution': float(resolution), **({'sampling': sampling} if sampling else {}), **({'knobs': dict(knobs)} if knobs else {})}

@@ -21,7 +21,7 @@ from .data import data_folds, data_id, data_spec, data_version, digest, named_se
 from .launch import places
 from .manifests import Profile, Study, load_profile, load_study, project_root
 from .protocol import protocol_of
-from .runs import Run, RunStore, code_hash, make_run, parent_of
+from .runs import Run, RunStore, base_of, code_hash, make_run, parent_of
 from ..files import write_text
 
 # %% ../../nbs/study/45_plan.ipynb #aeb5c243
@@ -36,7 +36,7 @@ class Plan:
     runs_per_gpu: int = 1                        # runs that share a GPU
     minutes: float | None = None                 # measured duration of the default batch
     data: dict = field(default_factory=dict)     # data id -> {'spec'}
-    runs: dict = field(default_factory=dict)     # run id -> {'label', 'run', 'parent', 'data', 'rows', 'parameters'}
+    runs: dict = field(default_factory=dict)     # run id -> {'label', 'parent', 'before', 'data', 'rows', 'parameters'}
     studies: dict = field(default_factory=dict)  # study id -> {'study', 'kind', 'title', 'rows', 'data', 'notebook', 'parameters'}
 
 # %% ../../nbs/study/45_plan.ipynb #0b19af93
@@ -131,14 +131,14 @@ def make_plan(
 
 # %% ../../nbs/study/45_plan.ipynb #30abc329
 def _add_run(plan, run, store, row):
-    "Add a run and, if it only predicts, its parent; returns its id."
+    "Add a run and those before it: its parent if it only predicts, its base if it is a second stage; returns its id."
     if run.id not in plan.runs:
-        parent, data, place = parent_of(run), data_id(run.data), places('runs', run.id, store.root)
+        parent, base, data, place = parent_of(run), base_of(run), data_id(run.data), places('runs', run.id, store.root)
         plan.data[data] = {'spec': run.data}
-        if parent is not None: _add_run(plan, parent, store, None)
+        before = [_add_run(plan, r, store, None) for r in (parent, base) if r is not None]
         given = {'estimator': run.estimator, 'params': run.params, 'data': run.data, 'source': plan.source, 'protocol': run.protocol.content, 'fold': run.fold,
                  'seed': run.seed, 'profile': run.profile, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
-        plan.runs[run.id] = {'label': run.label, 'dataset': run.data['dataset'], 'fold': run.fold, 'seed': run.seed, 'parent': parent and parent.id, 'data': data,
+        plan.runs[run.id] = {'label': run.label, 'dataset': run.data['dataset'], 'fold': run.fold, 'seed': run.seed, 'parent': parent and parent.id, 'before': before, 'data': data,
                              'rows': [], 'parameters': given}
     if row and row not in plan.runs[run.id]['rows']: plan.runs[run.id]['rows'].append(row)
     return run.id

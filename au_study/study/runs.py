@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'registry', 'estimator_class', 'flat', 'make_estimator', 'full_params',
-           'Run', 'make_run', 'parent_of', 'Busy', 'claim', 'held', 'RunStore', 'publish', 'code_hash', 'environment',
-           'Stopwatch', 'fit_run', 'save_run']
+           'Run', 'make_run', 'parent_of', 'base_of', 'Busy', 'claim', 'held', 'RunStore', 'publish', 'code_hash',
+           'environment', 'Stopwatch', 'fit_run', 'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
@@ -122,6 +122,7 @@ class Run:
     def name(self) -> str:
         "Readable part of the id."
         size = '' if self.data['resolution'] == 1 else f"-x{self.data['resolution']:g}"
+        size += (f"-{self.data['sampling']}" if self.data.get('sampling') else '') + ''.join(f'-{k}_{v}' for k, v in self.data.get('knobs', {}).items())
         return f'{self.label or self.estimator}-{self.data["dataset"]}{size}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
 
     @property
@@ -161,6 +162,18 @@ def parent_of(
     back = {k: defaults[k] for k in getattr(cls, 'predict_only', ()) if run.params.get(k) != defaults[k]}
     if not back: return None
     return make_run(run.estimator, {**run.params, **back}, run.data, run.protocol, run.fold, run.seed, run.profile)
+
+# %% ../../nbs/study/30_runs.ipynb #b9b41abb
+def base_of(
+    run: Run,  # any run
+) -> Run | None:
+    "The run whose model this one is built on, or None when it has no stage before it."
+    model = make_estimator(run.estimator, run.params)
+    if not hasattr(model, 'base_in_use'): return None
+    base = model.base_in_use()
+    kind = f'{type(base).__module__}:{type(base).__name__}'
+    name = next((n for n, where in registry().items() if where == kind), kind)
+    return make_run(name, full_params(base), run.data, run.protocol, run.fold, run.seed, run.profile)
 
 # %% ../../nbs/study/30_runs.ipynb #3036f444
 class Busy(RuntimeError):
@@ -293,8 +306,13 @@ def fit_run(
         model = type(model).load(store.path(parent.id) / 'weights')
         return _for_run(model.set_params(**{k: run.params[k] for k in type(model).predict_only}), run, threads)
     _for_run(model, run, threads)
+    base = base_of(run)
+    if base is not None:
+        if not store.done(base.id): raise FileNotFoundError(f"{run.id} is built on the model of {base.id}, which isn't done; run that first")
+        model.set_params(base_model=str(store.path(base.id) / 'weights'))
     with claim(Path(work) / 'train.lock', wait, run.id):
-        return model.fit(train, select_on=test if run.protocol.selection == 'test' else None, workdir=Path(work) / 'train')
+        model.fit(train, select_on=test if run.protocol.selection == 'test' else None, workdir=Path(work) / 'train')
+    return model if base is None else model.set_params(base_model=None)   # the path has served; the hash of what it held is in the model's record
 
 # %% ../../nbs/study/30_runs.ipynb #d11771ce
 def save_run(
@@ -310,10 +328,10 @@ def save_run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     scores.to_parquet(out / 'scores.parquet', index=False)
-    parent = parent_of(run)
+    parent, base = parent_of(run), base_of(run)
     if parent is None: model.save(out / 'weights')
     else: (out / 'weights').mkdir(exist_ok=True); (out / 'weights' / 'parent.json').write_text(json.dumps({'run': parent.id}), encoding='utf-8')
-    content = {'run': {**run.content, 'id': run.id, 'label': run.label, 'parent': parent and parent.id}, 'timing': {'seconds': watch.seconds, 'total': round(sum(watch.seconds.values()), 2)},
+    content = {'run': {**run.content, 'id': run.id, 'label': run.label, 'parent': parent and parent.id, 'base': base and base.id}, 'timing': {'seconds': watch.seconds, 'total': round(sum(watch.seconds.values()), 2)},
                'environment': environment(), 'metrics': {**metrics, 'protocol': run.protocol.id, 'code': code_hash(), 'data': record['id'], 'fingerprint': record['fingerprint']}}
     for name, values in content.items():
         (out / f'{name}.json').write_text(json.dumps(values, indent=1, sort_keys=True), encoding='utf-8')
