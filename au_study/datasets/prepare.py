@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -201,19 +202,30 @@ def _finished(out, settings, stamps):
 
 # %% ../../nbs/datasets/70_prepare.ipynb #be4f44fd
 class _FileRows:
-    "Crops in a file, read (not mapped) when sliced, so that memory stays flat; a slice is good until the next one."
+    "Crops in a file, read (not mapped) when sliced, so that memory stays flat; the next slice is read meanwhile, and one is good until the next but one."
     dtype, ndim = np.dtype(np.uint8), 4
-    def __init__(self, path, n, size): self.path, self.shape, self.buffer = path, (n, size, size, 3), np.empty(0, np.uint8)
+    def __init__(self, path, n, size):
+        self.path, self.shape, self.each = path, (n, size, size, 3), size * size * 3
+        self.thread, self.ahead, self.buffers = ThreadPoolExecutor(1), (None, None), [np.empty(0, np.uint8)] * 2
+
     def __len__(self): return self.shape[0]
     def __getitem__(self, rows):
         start, stop, _ = rows.indices(len(self))
-        each = int(np.prod(self.shape[1:]))
-        if self.buffer.size < (stop - start) * each: self.buffer = np.empty((stop - start) * each, np.uint8)
-        data = self.buffer[:(stop - start) * each]
+        wanted, pending = self.ahead
+        data = pending.result() if pending else None
+        if wanted != (start, stop): data = self._read(start, stop, 0)
+        self.buffers.reverse()
+        if stop < len(self): self.ahead = (stop, min(2 * stop - start, len(self))), self.thread.submit(self._read, stop, min(2 * stop - start, len(self)), 0)
+        return data
+
+    def _read(self, start, stop, k):
+        n = (stop - start) * self.each
+        if self.buffers[k].size < n: self.buffers[k] = np.empty(n, np.uint8)
+        data = self.buffers[k][:n]
         with open(self.path, "rb", buffering=0) as f:
-            f.seek(HEADER + start * each)
+            f.seek(HEADER + start * self.each)
             read = f.readinto(data)
-        if read != len(data): raise PrepareError(f"{self.path.name} is shorter than its books say: it was changed. Delete the working folder and prepare again.")
+        if read != n: raise PrepareError(f"{self.path.name} is shorter than its books say: it was changed. Delete the working folder and prepare again.")
         return data.reshape(-1, *self.shape[1:])
 
 
