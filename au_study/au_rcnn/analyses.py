@@ -171,10 +171,12 @@ def inference_table(
     for r in times.itertuples():
         base = times[(times['model'] == 'AR_vgg19') & (times['device'] == r.device)]['ms'].item()
         said = printed.get((names.get(r.model), 'mean'), np.nan)
-        rows += [(r.model, f'ms, {r.device}', r.ms, r.low, r.high, said), (r.model, f'times AR_vgg19, {r.device}', r.ms / base, r.low / base, r.high / base, said / printed.get(('Ours', 'mean'), np.nan))]
+        rows.append((r.model, f'ms, {r.device}', r.ms, r.low, r.high, said))
+        rows.append((r.model, f'times AR_vgg19, {r.device}', r.ms / base, r.low / base, r.high / base, said / printed.get(('Ours', 'mean'), np.nan)))
         if r.device == devices[0] and pd.notna(r.parameters): rows.append((r.model, 'parameters', float(r.parameters), np.nan, np.nan, np.nan))
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high', 'published'])
-    return table, None, f'One face of {size} px at a time, {context.threads} CPU thread(s), median and quartiles of {repeats} rounds. The paper used 512 px on a GPU; its ratios stand in the column of published ones.'
+    note = f'One face of {size} px at a time, {context.threads} CPU thread(s), median and quartiles of {repeats} rounds. '
+    return table, None, note + 'The paper used 512 px on a GPU; its ratios stand in the column of published ones.'
 
 # %% ../../nbs/au_rcnn/85_analyses.ipynb #10560bb9
 def speed_word(ratio: float) -> str:

@@ -9,7 +9,7 @@ __all__ = ['roi_figure', 'mask_figure', 'box_figure', 'detection_figure', 'loss_
 import numpy as np
 import pandas as pd
 
-from .partition import GROUPS, ROIS, au_boxes, crop_rect, groups_for, roi_polygons
+from .partition import GROUPS, ROIS, au_boxes, groups_for, roi_polygons
 
 # %% ../../nbs/au_rcnn/80_figures.ipynb #4f2a76d2
 def _face(identity=3, size=512):
@@ -62,7 +62,8 @@ def roi_figure(
         used = [g for g, group in GROUPS.items() if n in group.rois]
         rows += [(f'RoI {n}', 'corners', len(ROIS[n])), (f'RoI {n}', 'area, % of the face', 100 * area / _hull_area(points)), (f'RoI {n}', 'groups', ', '.join(map(str, used)) or 'none')]
     left.set_title('landmarks', fontsize=9); right.set_title('RoIs', fontsize=9)
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, 'RoIs without a group are defined by the released code and used by nothing. Area is relative to the convex hull of the landmarks.')
+    note = 'RoIs without a group are defined by the released code and used by nothing. Area is relative to the convex hull of the landmarks.'
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, note
 
 def _hull_area(points):
     from scipy.spatial import ConvexHull
@@ -126,7 +127,8 @@ def detection_figure(
         axis.set_title('\n'.join(f'{w}: {", ".join(map(str, names[m])) or "–"}' for w, m in words.items()), fontsize=6)
         rows += [(f'{key.subject}/{key.video}/{key.frame}', w, ', '.join(map(str, names[m])) or '–') for w, m in words.items()]
     hits = (truth & guess)[several].sum() / max(1, (truth | guess)[several].sum())
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, f'{len(chosen)} of {len(several)} test frames with two or more AUs, drawn at random; over all of them {100 * hits:.0f} % of the AUs that occur or are reported are both.')
+    note = f'{len(chosen)} of {len(several)} test frames with two or more AUs, drawn at random; over all of them {100 * hits:.0f} % of the AUs that occur or are reported are both.'
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, note
 
 # %% ../../nbs/au_rcnn/80_figures.ipynb #8755080c
 def loss_figure(
@@ -143,4 +145,5 @@ def loss_figure(
         axis.plot(np.arange(1, len(mean) + 1), mean, color=f'C{k}', lw=2, label=row)
         rows += [(row, 'first epoch', mean[0]), (row, 'last epoch', mean[-1]), (row, 'fell in the last third, %', 100 * (1 - mean[-1] / mean[-1 - len(mean) // 3]))]
     axis.set(xlabel='epoch', ylabel='training loss'); axis.legend(fontsize=8)
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, 'Mean over the runs of a row. The training loss says how well the training frames are fitted, not how well unseen people are.')
+    note = 'Mean over the runs of a row. The training loss says how well the training frames are fitted, not how well unseen people are.'
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, note

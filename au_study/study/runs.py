@@ -331,7 +331,8 @@ def save_run(
     parent, base = parent_of(run), base_of(run)
     if parent is None: model.save(out / 'weights')
     else: (out / 'weights').mkdir(exist_ok=True); (out / 'weights' / 'parent.json').write_text(json.dumps({'run': parent.id}), encoding='utf-8')
-    content = {'run': {**run.content, 'id': run.id, 'label': run.label, 'parent': parent and parent.id, 'base': base and base.id}, 'timing': {'seconds': watch.seconds, 'total': round(sum(watch.seconds.values()), 2)},
+    about = {**run.content, 'id': run.id, 'label': run.label, 'parent': parent and parent.id, 'base': base and base.id}
+    content = {'run': about, 'timing': {'seconds': watch.seconds, 'total': round(sum(watch.seconds.values()), 2)},
                'environment': environment(), 'metrics': {**metrics, 'protocol': run.protocol.id, 'code': code_hash(), 'data': record['id'], 'fingerprint': record['fingerprint']}}
     for name, values in content.items():
         (out / f'{name}.json').write_text(json.dumps(values, indent=1, sort_keys=True), encoding='utf-8')
