@@ -136,7 +136,7 @@ def test_missing_parts_of_disfa_are_named(disfa):
     (disfa / "ActionUnit_Labels/SN903").mkdir()
     data = DISFA(disfa)
     assert said(data, r"SN901_au9\.txt:AU9 The file is missing; 11 other AU files are there")
-    assert said(data, r"Its video is missing") and said(data, r"ActionUnit_Labels/SN903 It has no label files")
+    assert said(data, r"Videos_LeftCamera/LeftVideoSN902_comp.avi The left video of SN902 is missing") and said(data, r"ActionUnit_Labels/SN903 It has no label files")
     with pytest.raises(DatasetError, match="SN901_au9"): data.labels()
     with pytest.raises(DatasetError, match="SN903 It has no label files"): data.labels()
     left = {r.subject: r for r in data.recordings()}
@@ -153,12 +153,12 @@ def test_files_in_the_wrong_place_or_twice(disfa):
     assert said(data, r"SN901/SN902_au4\.txt This file of SN902 lies in the folder of SN901") and said(data, r"AU0?5 comes twice")
     label_file(disfa, "SN901", 7)
     assert said(DISFA(disfa), r"SN901_au7\.txt AU7 is none of the coded AUs", "note")
-    assert said(data, r"There are 2 videos of one person") and said(data, r"1 files are no label files: readme\.txt", "note")
+    assert said(data, r"There are 2 videos of one person") and said(data, r"1 file passed over, expected label files: readme\.txt", "note")
     assert next(r for r in data.recordings() if r.subject == "SN901").media is None
 
 
 @pytest.mark.parametrize("n, severity, message", [(6, "error", "The labels run to frame 8, the pictures end at frame 6: 2 label frames too many."),
-                                                  (10, "note", r"Pictures without label (2): 9 to 10.")])
+                                                  (10, "warning", "Pictures before the first or after the last label (2): 9 to 10; the labels of SN901 left run from 1 to 8.")])
 def test_video_and_labels_of_different_length(disfa, n, severity, message):
     film(disfa / "Videos_LeftCamera/LeftVideoSN901_comp.avi", range(n), fps=20)
     found = said(DISFA(disfa), re.escape(message), severity)

@@ -306,7 +306,7 @@ def test_a_frame_that_the_recorder_dropped_shifts_nothing(tmp_path):
     video = VideoFile(write(tmp_path / "dropped.avi", bytes(data)), first=1)
     assert np.setdiff1d(np.arange(1, 41), video.numbers).tolist() == [11, 26]
     assert [shown(f.image) for f in video.read()] == (video.numbers - 1).tolist()
-    assert told(video) == [("warning", "2 of 40 frames have no picture (the recorder dropped them): 11, 26.")]
+    assert told(video) == [("warning", "Frames without a picture, dropped by the recorder (2 of 40): 11, 26.")]
     assert next(video.read([11])).missing
 
 
@@ -315,7 +315,7 @@ def test_an_avi_that_was_cut_off_says_so_and_its_last_picture_is_not_used(tmp_pa
     data = film(tmp_path / "a.avi", range(40)).read_bytes()
     video = VideoFile(write(tmp_path / "cut.avi", data[:int(len(data) * share)]), first=1, root=tmp_path)
     frames = list(video.read())
-    assert told(video) == [("error", f"The video was cut off: its header announces 40 frames, {len(video) - 1} are whole.")]
+    assert told(video) == [("error", f"The video was cut off: its header announces 40 frames, {len(video) - 1} of them whole.")]
     assert 5 < len(frames) < 40 and [f.image is None for f in frames] == [False] * (len(frames) - 1) + [True]
     assert all(shown(f.image) == f.number - 1 for f in frames[:-1])
 

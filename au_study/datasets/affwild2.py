@@ -30,7 +30,7 @@ def _annotations(tree):
     found, problems = {}, []
     tops = [p for _, a in tree.folders("", r"annotations") for _, p in tree.folders(a, r"AU_Set")] or [p for _, p in tree.folders("", r"AU_Set")]
     if not tops:
-        problems.append(Problem("error", f"There is no folder annotations/AU_Set; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.", "Give the folder that holds annotations."))
+        problems.append(Problem("error", f"There is no folder annotations/AU_Set; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.", "Give the folder that holds annotations." + tree.elsewhere("annotations")))
     for part in SETS:
         folders = [p for top in tops for _, p in tree.folders(top, part)]
         files = [x for folder in folders for x in tree.files(folder, r"(.+)\.txt") if not x[0][1].startswith(".")]
@@ -78,6 +78,7 @@ def _test_videos(tree):
 class AffWild2(Dataset):
     "The AU part of Aff-Wild2 (first ABAW competition) as its owner ships it."
     name, kinds, label_folders = "affwild2", ("occurrence",), (r"annotations", r"AU_Set")
+    all_coded = True  # every frame of a video has a row, be it of -1
 
     def __init__(self,
         root: str | Path,  # folder that holds annotations and cropped_aligned or the batches of videos

@@ -20,9 +20,10 @@ from fastcore.basics import patch
 
 from .cards import DatasetManifest, load_dataset_manifest, make_card
 from .media import ImageFolder, Media, scan_folder
-from .problems import DatasetError, Problem, only_errors, raise_errors, relative_name
+from .problems import DatasetError, Problem, counted, only_errors, printable, raise_errors, relative_name
 from ..faces.faceset import DatasetCard
 from ..faces.frames import KEYS, check_frames
+from ..faces.privacy import note_opened
 
 # %% ../../nbs/datasets/40_base.ipynb #2a6555db
 __all__ = ["Recording", "Tree", "Dataset", "frame_ranges", "dataset_class", "open_dataset"]
@@ -70,6 +71,13 @@ class Tree:
     def folders(self, folder, pattern) -> list[tuple[re.Match, str]]:  # as for files
         "Subfolders of a folder whose whole name matches, in any case."
         return self._match(folder, self.look(folder)[1], pattern)
+
+    def elsewhere(self, pattern) -> str:  # a sentence, or '' where the root is as it should be or nothing is found
+        "Where wanted folders seem to lie if not in the root: one level below, or the root is one of them."
+        if self.folders("", pattern): return ""
+        if re.fullmatch(pattern, self.root.resolve().name, re.IGNORECASE): return " The root itself has the name of such a folder: give the folder that holds it."
+        below = [n for n in self.look()[1][:50] if self.folders(n, pattern)]
+        return f" They seem to lie in {below[0]!r}: give that folder as the root." if below else ""
 
     def _match(self, folder, names, pattern):
         found = [(re.fullmatch(pattern, n, re.IGNORECASE), f"{folder}/{n}" if folder else n) for n in names]
@@ -122,7 +130,7 @@ class Dataset(ABC):
         recording: Recording,  # one of `recordings()`
         numbers=None,  # frame numbers; None: all that have a file
     ) -> list[Problem]:
-        "Open the distributor's landmark files and say what is wrong with them."
+        "Open the distributor's landmark files and say what is wrong with them, one problem a file."
         return []
 
 # %% ../../nbs/datasets/40_base.ipynb #9877b916
@@ -131,11 +139,21 @@ def recordings(self: Dataset) -> list[Recording]:  # sorted by (subject, video)
     "Look through the tree once and list what is there."
     if self._recordings is None:
         found, problems = self._index()
+        problems += _named_for_tables(found)
         keys = [r.key for r in found]
         problems += [Problem("error", f"The recording {k} comes {keys.count(k)} times.", "Keep one of each.", subject=k[0], video=k[1]) for k in sorted({k for k in keys if keys.count(k) > 1})]
         self._index_problems = self.tree.problems + problems
         self._recordings = sorted(found, key=lambda r: r.key)
+        if any(r.media is not None for r in found): note_opened(self.card())
     return list(self._recordings)
+
+
+def _named_for_tables(recordings):
+    "Give recordings whose names hold stray bytes a name that a table can hold; the files keep theirs."
+    odd = [r for r in recordings if (printable(r.subject), printable(r.video)) != r.key]
+    for r in odd: r.subject, r.video = printable(r.subject), printable(r.video)
+    return [r.problem("warning", f"Its files' names hold bytes that are no text; in tables it is called {' '.join(dict.fromkeys(r.key))}.", "Rename the files (UTF-8).",
+                      file=relative_name(r.labels[0], r.labels[0].parents[1]) if r.labels else r.media.name if r.media is not None else "") for r in odd]
 
 
 @patch(as_prop=True)
@@ -168,6 +186,7 @@ def labels(self: Dataset,
 
 # %% ../../nbs/datasets/40_base.ipynb #491c8f4a
 Dataset.pictures_have_gaps = False  # label frames without a picture are part of the data set, not a fault
+Dataset.all_coded = False  # every picture is coded, so one before the first or after the last label is worth a warning
 
 
 @patch
@@ -178,7 +197,7 @@ def match_frames(self: Dataset,
     "Compare the frame numbers of labels and pictures."
     if recording.media is None or not len(frames): return []
     wanted, there, name = frames["frame"].to_numpy(), recording.media.numbers, recording.media.name
-    if not len(there): return [recording.problem("error", f"{len(wanted)} frames have labels, but {name} gives no picture.", file=name)]
+    if not len(there): return [recording.problem("error", f"{counted(len(wanted), 'frame')} with labels, but {name} gives no picture.", file=name)]
     say = lambda severity, message, remedy="", frame=None: recording.problem(severity, message, remedy, file=name, frame=frame)
     absent, extra, found = np.setdiff1d(wanted, there), np.setdiff1d(there, wanted), []
     after, within = absent[absent > there[-1]], absent[absent < there[-1]]
@@ -187,6 +206,10 @@ def match_frames(self: Dataset,
                          "Fetch both again; if they stay different, one of them is cut off or counted from another frame.", after[0]))
     elif len(after): within = absent
     if len(within): found.append(say("note" if self.pictures_have_gaps else "warning", f"Frames with labels and without picture ({len(within)}): {frame_ranges(within)}.", frame=within[0]))
+    beyond = extra[(extra < wanted.min()) | (extra > wanted.max())] if self.all_coded else extra[:0]
+    if len(beyond): found.append(say("warning", f"Pictures before the first or after the last label ({len(beyond)}): {frame_ranges(beyond)}; the labels of {' '.join(dict.fromkeys(recording.key))} run from {wanted.min()} to {wanted.max()}.",
+                                     "Here every picture has a label: compare the label file with the owner's.", beyond[0]))
+    extra = np.setdiff1d(extra, beyond)
     if len(extra): found.append(say("note", f"Pictures without label ({len(extra)}): {frame_ranges(extra)}.", frame=extra[0]))
     return found
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .base import Dataset, Recording
 from .labels import header_au, read_codes
 from .media import ImageFolder, Media
-from .problems import DatasetError, Problem, relative_name
+from .problems import DatasetError, Problem, counted, relative_name
 
 # %% ../../nbs/datasets/50_bp4d.ipynb #98543842
 __all__ = ["SUBJECT", "TASK", "recording_key", "passed_over", "occlusion_column", "BP4D"]
@@ -187,17 +187,20 @@ def _label_files(self: BP4D, problems) -> dict[tuple[str, str], tuple[Path, ...]
 # %% ../../nbs/datasets/50_bp4d.ipynb #d322033f
 def _missing_halves(self, found, any_media, any_labels):
     "Recordings without pictures or labels, or the one reason why none has them."
-    names, below = self.tree.look("")[1], ""
-    for n in names[:50]:
-        if n.lower() == "aucoding" or re.fullmatch(self.image_folder, n, re.IGNORECASE): below = ""; break
-        if self.tree.folders(n, f"AUCoding|{self.image_folder}"): below = f" They seem to lie in {n!r}: give that folder as the root."
-    where = (f"The root holds {', '.join(names[:6]) or 'no folder'}" + (" ..." if len(names) > 6 else "") + "." + below)
+    names = self.tree.look("")[1]
+    where = f"The root holds {', '.join(names[:6]) or 'no folder'}" + (" ..." if len(names) > 6 else "") + "." + self.tree.elsewhere(f"AUCoding|{self.image_folder}")
     labels = next((relative_name(r.labels[0].parent if self.kind == "occurrence" else r.labels[0].parent.parent, self.root) for r in found if r.labels), _HOME[self.kind])
     if not any_media: yield Problem("error", f"There are no pictures; expected {self.image_hint}.", where, self.image_hint.partition("/")[0])
     if not any_labels: yield Problem("error", f"There are no {self.kind} labels; expected them in {labels}.", where, labels)
     for r in found:
-        if any_media and r.media is None: yield r.problem("error", "The recording has labels and no pictures.", _RESTORE, file=relative_name(r.labels[0], self.root))
+        if any_media and r.media is None: yield r.problem("error", f"The recording has labels ({relative_name(r.labels[0], self.root)}) and no pictures.", _RESTORE, file=self._expected(r))
         if any_labels and not r.labels: yield r.problem("error", f"The recording has pictures and no {self.kind} labels.", _RESTORE, file=f"{labels}/{r.subject}_{r.video}.csv")
+
+
+@patch
+def _expected(self: BP4D, recording):
+    "Where a recording's pictures should lie."
+    return self.image_hint.replace("<subject>", recording.subject).replace("<task>", recording.video).removesuffix("/<frame>.jpg")
 
 
 _HOME = {"occurrence": "AUCoding", "intensity": "AU-Intensity-Codes3.0"}  # where labels are expected if none are found
@@ -226,7 +229,7 @@ def _occurrence(self: BP4D, recording):
     if "occlusion" in table:
         covered = (table.pop("occlusion") == 1).to_numpy()
         table.loc[covered, [c for c in self.columns if c in table]] = np.nan
-        if covered.any(): problems.append(recording.problem("note", f"{covered.sum()} frames are flagged as occluded and count as unlabelled, the first is frame {table['frame'][covered].iloc[0]}.",
+        if covered.any(): problems.append(recording.problem("note", f"{counted(covered.sum(), 'frame')} flagged as occluded, to count as unlabelled; the first is frame {table['frame'][covered].iloc[0]}.",
                                                             line=int(table["line"][covered].iloc[0]), column="occlusion", **where))
     return table, problems
 
@@ -242,6 +245,6 @@ def _intensity(self: BP4D, recording):
     joined = pd.concat(tables.values(), axis=1).sort_index()
     for path, column in tables.items():
         lacks = joined.index.difference(column.index)
-        if len(lacks) and len(column): problems.append(recording.problem("error", f"{len(lacks)} frames that the other AUs have are missing, the first is frame {lacks[0]}.", _RESTORE,
+        if len(lacks) and len(column): problems.append(recording.problem("error", f"{counted(len(lacks), 'frame')} missing that the other AUs have; the first is frame {lacks[0]}.", _RESTORE,
                                                                          file=relative_name(path, self.root), column=column.name, frame=lacks[0]))
     return joined.rename_axis("frame").reset_index(), problems

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .base import Dataset, open_dataset
 from .media import IMAGE_SUFFIXES
-from .problems import SEVERITIES, DatasetError, Problem, only_errors, problems_frame, tally
+from .problems import SEVERITIES, DatasetError, Problem, counted, only_errors, printable, problems_frame, tally
 from .workers import count_jobs, run_jobs
 from ..files import whole_file, write_text
 
@@ -47,18 +47,9 @@ def _count(problems, sort):
     more = [int(m[1]) for p in problems if (m := re.search(_MORE[sort], p.message))]
     return sum(bool(re.search(_SORTS[sort], p.message)) and not re.search(_MORE[sort], p.message) for p in problems) + sum(more)
 
-def _plain(name):
-    "A name that any file can hold: stray bytes of a file system become escapes."
-    return str(name).encode('utf-8', 'backslashreplace').decode()
-
-def _unnameable(dataset, recording):
-    "No labels for a recording whose name no table can hold."
-    told = recording.problem('error', 'The name of its files holds bytes that are no UTF-8 text, so no table can name it; it is not read.', 'Rename the files.')
-    return pd.DataFrame({'frame': np.zeros(0, np.int64)}), [told]
-
 def _look_at_labels(dataset, recording):
     "(row of the report, frames with a label, all frames, problems) of one recording."
-    frames, problems = dataset.read_labels(recording) if _plain(''.join(recording.key)) == ''.join(recording.key) else _unnameable(dataset, recording)
+    frames, problems = dataset.read_labels(recording)
     columns = [c for c in frames.columns if c.startswith('AU')]
     numbers, coded = frames['frame'].to_numpy('int64'), frames[columns].notna().any(axis=1).to_numpy(bool)
     row = {'subject': recording.subject, 'video': recording.video, 'rows': len(frames), 'labelled': int(coded.sum()), 'first': numbers.min() if len(frames) else pd.NA,
@@ -75,6 +66,7 @@ class _Seen:
     unreadable: dict           # frame -> reason
     sizes: dict                # (height, width) -> pictures
     bare: list | None = None   # labelled frames without landmarks; None: the set ships none, or nobody looked
+    reasons: tuple = ()        # why, of the first of them
 
 def _list_media(job, report):
     "Numbers and problems of a medium, without decoding."
@@ -94,12 +86,13 @@ def _open_media(job, report):
         report(1)
     marks = dataset.read_landmarks(recording, coded)
     if marks is not None: seen.bare = [int(n) for n in coded if marks.get(int(n)) is None]
+    if seen.bare: seen.reasons = tuple(dataset.landmark_problems(recording, seen.bare[:LISTED]))
     return seen
 
 # %% ../../nbs/datasets/65_check.ipynb #cf846da1
 LISTED = 20   # unreadable pictures that are listed for each recording; a last entry counts the others
 
-def _compare(recording, row, coded, numbers, seen, sparse):
+def _compare(recording, row, coded, numbers, seen, sparse, all_coded=False):
     "Problems of the labels and the media of a recording together; fills the row."
     where = {'subject': recording.subject, 'video': recording.video}
     lost = np.setdiff1d(coded, seen.numbers)
@@ -107,13 +100,17 @@ def _compare(recording, row, coded, numbers, seen, sparse):
     within = free[(free > numbers.min()) & (free < numbers.max())] if len(numbers) else free[:0]
     row |= {'pictures': len(seen.numbers), 'label_without_picture': len(lost), 'picture_without_label': len(free), 'within_labels': len(within), 'unreadable': len(seen.unreadable)}
     told = [replace(p, **where) for p in seen.problems]
-    name = recording.media.name
+    name, whose = recording.media.name, ' '.join(dict.fromkeys(recording.key))   # two people may share a video
     if len(lost) and (len(seen.numbers) or not only_errors(told)):
         remedy = 'The distributor found no face there' if sparse else 'Restore the pictures'
-        told.append(Problem('note' if sparse else 'error', f'{len(lost)} of {len(coded)} labelled frames have no picture: {in_runs(lost)}.',
+        told.append(Problem('note' if sparse else 'error', f'Labelled frames of {whose} without a picture ({len(lost)} of {len(coded)}): {in_runs(lost)}.',
                             f'{remedy}; frames without one are put aside when the faces are prepared.', name, frame=lost[0], **where))
     if len(within):
-        told.append(Problem('note', f'{len(within)} pictures between the first and the last label have no label: {in_runs(within)}.', file=name, frame=within[0], **where))
+        told.append(Problem('note', f'Pictures without a label between the first and the last label ({len(within)}): {in_runs(within)}.', file=name, frame=within[0], **where))
+    beyond = np.setdiff1d(free, within) if all_coded and len(numbers) else free[:0]
+    if len(beyond):
+        told.append(Problem('warning', f'Pictures without a label ({len(beyond)}): {in_runs(beyond)}; the labels of {whose} run from {numbers.min()} to {numbers.max()}.',
+                            'Here every picture has a label: compare the label file with the distributor\'s.', name, frame=beyond[0], **where))
     return told + _unreadable(seen, coded, name, where) + list(_sizes_and_landmarks(seen, coded, name, where))
 
 # %% ../../nbs/datasets/65_check.ipynb #4d3ab63e
@@ -129,7 +126,7 @@ def _unreadable(seen, coded, name, where):
     told.sort(key=lambda p: SEVERITIES.index(p.severity))
     if len(told) > LISTED:
         more = in_runs(p.frame for p in told[LISTED:])
-        told = told[:LISTED] + [Problem(told[LISTED].severity, f'{len(told) - LISTED} more pictures cannot be read: frames {more}.', file=name, **where)]
+        told = told[:LISTED] + [Problem(told[LISTED].severity, f'{counted(len(told) - LISTED, "more picture")} that cannot be read: frames {more}.', file=name, **where)]
     return told
 
 def _sizes_and_landmarks(seen, coded, name, where):
@@ -137,8 +134,9 @@ def _sizes_and_landmarks(seen, coded, name, where):
     if len(seen.sizes) > 1:
         yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{n} of {w} x {h}' for (h, w), n in sorted(seen.sizes.items())) + '.', file=name, **where)
     if seen.bare:
-        yield Problem('warning', f'{len(seen.bare)} of {len(coded)} labelled frames have no usable landmarks: {in_runs(seen.bare)}.',
+        yield Problem('warning', f'Labelled frames without usable landmarks ({len(seen.bare)} of {len(coded)}): {in_runs(seen.bare)}.',
                       'They are put aside when the faces are prepared with the given landmarks; --detector world finds them anew.', **where)
+    yield from seen.reasons
 
 # %% ../../nbs/datasets/65_check.ipynb #3db6c998
 def _counts(dataset, recordings):
@@ -156,7 +154,7 @@ def _against_expected(dataset, counts, recordings):
                           'A smaller copy may be meant; numbers of it compare with no published ones.')
     low, high = dataset.manifest.per_video or (0, np.inf)
     for r in recordings.itertuples():
-        if r.rows and not low <= r.rows <= high: yield Problem('warning', f'{r.rows} rows of labels, videos of {dataset.manifest.title} have {low} to {high}.', subject=r.subject, video=r.video)
+        if r.rows and not low <= r.rows <= high: yield Problem('warning', f'{counted(r.rows, "row")} of labels, videos of {dataset.manifest.title} have {low} to {high}.', subject=r.subject, video=r.video)
 
 # %% ../../nbs/datasets/65_check.ipynb #6cbc3263
 @dataclass(frozen=True)
@@ -197,12 +195,11 @@ def check_dataset(
     if not labels_only: _add_media(dataset, [r for r in found if r.media is not None], looks, per, decode, jobs, bar)
     told += _other_kinds(dataset, bar)
     rows = [_BLANK | looks[r.key][0] | {s + 's': sum(p.severity == s for p in per[r.key]) for s in SEVERITIES} for r in found]
-    rows = [row | {k: _plain(row[k]) for k in ('subject', 'video')} for row in rows]
     table = pd.DataFrame(rows).convert_dtypes() if rows else pd.DataFrame(columns=['subject', 'video', 'rows'])
     counts = _counts(dataset, table)
     told = list(dict.fromkeys([*told, *_against_expected(dataset, counts, table), *(p for ps in per.values() for p in ps)]))
     looked = 'labels' if labels_only else 'labels, and every picture opened' if decode else 'labels, and pictures listed but not opened'
-    return Report(dataset.name, dataset.manifest.title, _plain(dataset.root), dataset.is_synthetic(), looked, tuple(told), table, counts, time.monotonic() - began)
+    return Report(dataset.name, dataset.manifest.title, printable(dataset.root), dataset.is_synthetic(), looked, tuple(told), table, counts, time.monotonic() - began)
 
 # %% ../../nbs/datasets/65_check.ipynb #205b90e5
 def _of_labels(dataset, problem):
@@ -220,7 +217,7 @@ def _add_media(dataset, recordings, looks, per, decode, jobs, bar):
     for i, r in enumerate(recordings):
         row, coded, numbers, _ = looks[r.key]
         if listed[i].bare is not None: row['without_landmarks'] = len(listed[i].bare)
-        per[r.key] += _compare(r, row, coded, numbers, listed[i], getattr(dataset, 'pictures_have_gaps', False))
+        per[r.key] += _compare(r, row, coded, numbers, listed[i], dataset.pictures_have_gaps, dataset.all_coded)
         row['duplicated'] += sum(bool(re.search(_SORTS['duplicated'], p.message)) for p in listed[i].problems)
         if not decode: row['unreadable'] = pd.NA
 
@@ -255,7 +252,7 @@ def _said_once(problems):
     groups = {}
     for p in problems: groups.setdefault((p.severity, p.message, p.column), []).append(p)
     ordered = sorted(groups.values(), key=lambda g: SEVERITIES.index(g[0].severity))
-    return [(str(g[0]) + (f' (and so in {len(g) - 1} more places)' if len(g) > 1 else ''), g) for g in ordered]
+    return [(str(g[0]) + (f' (and so in {counted(len(g) - 1, "more place")})' if len(g) > 1 else ''), g) for g in ordered]
 
 # %% ../../nbs/datasets/65_check.ipynb #9f5f82f8
 def as_text(

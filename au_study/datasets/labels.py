@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .problems import Problem, relative_name
+from .problems import Problem, counted, relative_name
 
 # %% ../../nbs/datasets/15_labels.ipynb #d0773fa0
 __all__ = ["MAX_FRAME", "MAX_BYTES", "MAX_LINES", "MAX_LISTED", "read_rows", "parse_frame", "parse_code", "header_au", "read_codes"]
@@ -199,7 +199,7 @@ def _even_rows(rows, width, problem):
         if len(cells) != width:
             odd.append(i)
             torn = " It is the last row: the file may have been cut off." if i == len(rows) - 1 and len(cells) < width and len(odd) == 1 else ""
-            problem("error", f"the row has {len(cells)} cells, expected {width}.{torn}", _RESTORE, line=line, sort="length")
+            problem("error", f"the row has {counted(len(cells), 'cell')}, expected {width}.{torn}", _RESTORE, line=line, sort="length")
             cells = cells[:1] + [""] * (width - 1)
         fixed.append((line, cells))
     if surplus: problem("note", "rows end with commas that nothing follows.", line=surplus)

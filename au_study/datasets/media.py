@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .problems import DatasetError, Problem, relative_name
+from .problems import DatasetError, Problem, counted, relative_name
 
 # %% ../../nbs/datasets/30_media.ipynb #d9115d93
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "NO_IMAGE", "NO_FRAME", "Frame", "Media", "ImageFolder", "ImageFile", "ZipImages", "VideoFile",
@@ -191,7 +191,7 @@ class _Images(Media):
             index, twice, others = self._number(names)
             problems += [Problem("error", f"{len(g)} files claim frame {n}: {', '.join(g)}.", _REMEDIES["twice"], f"{self.name}/{g[0]}", frame=n)
                          for n, g in twice.items()]
-            if others: problems.append(Problem("note", f"{len(others)} files are no numbered pictures and are passed over: {_some(others)}.", file=self.name))
+            if others: problems.append(Problem("note", f"{counted(len(others), 'file')} passed over, expected numbered pictures: {_some(others)}.", file=self.name))
             self._found = index, twice, problems
         return self._found
 
@@ -247,23 +247,25 @@ class ImageFolder(_Images):
 # %% ../../nbs/datasets/30_media.ipynb #ad70205e
 @lru_cache(maxsize=4)
 def _members(path, stamp):
-    "Names of a zip's files: ({name with /: name inside}, unsafe names); `stamp` renews the list when the file changes."
-    with zipfile.ZipFile(path) as z:
-        names = {i.filename.replace("\\", "/"): i.filename for i in z.infolist() if not i.is_dir()}
+    "Names of a zip's files: ({name with /: name inside}, unsafe names, {name that comes again: (times, all of one content)}); `stamp` renews the list when the file changes."
+    with zipfile.ZipFile(path) as z: files = [(i.filename.replace("\\", "/"), i) for i in z.infolist() if not i.is_dir()]
+    names, contents = {n: i.filename for n, i in files}, {}
+    for n, i in files: contents.setdefault(n, []).append((i.CRC, i.file_size))
+    again = {n: (len(c), len(set(c)) == 1) for n, c in contents.items() if len(c) > 1}
     unsafe = [n for n in names if n.startswith("/") or ".." in n.split("/") or re.match(r"[A-Za-z]:", n)]
-    return {n: v for n, v in names.items() if n not in set(unsafe)}, unsafe
+    return {n: v for n, v in names.items() if n not in set(unsafe)}, unsafe, again
 
 
 def _zip_members(path, root):
-    "Members of a zip, and what is wrong with it."
+    "Members of a zip, those whose name comes again, and what is wrong with it."
     try:
         stat = os.stat(path)
-        members, unsafe = _members(str(path), (stat.st_mtime_ns, stat.st_size))
+        members, unsafe, again = _members(str(path), (stat.st_mtime_ns, stat.st_size))
     except _READ_ERRORS as e:
         empty = os.path.isfile(path) and not os.path.getsize(path)
         why = "the file is empty (0 bytes)" if empty else "it is no zip, or cut off" if isinstance(e, zipfile.BadZipFile) else _why(e)
-        return {}, [Problem("error", f"The zip cannot be opened: {why}.", _REMEDIES["again"], relative_name(path, root))]
-    return members, [Problem("error", f"The zip holds a name that leads out of it: {n!r}.", "It is not read; ask who made this zip.", relative_name(path, root)) for n in unsafe]
+        return {}, {}, [Problem("error", f"The zip cannot be opened: {why}.", _REMEDIES["again"], relative_name(path, root))]
+    return members, again, [Problem("error", f"The zip holds a name that leads out of it: {n!r}.", "It is not read; ask who made this zip.", relative_name(path, root)) for n in unsafe]
 
 # %% ../../nbs/datasets/30_media.ipynb #26a7b508
 class ZipImages(_Images):
@@ -281,13 +283,15 @@ class ZipImages(_Images):
         self.name += f"!{self.inner}" if self.inner else ""
 
     def _list(self):
-        members, problems = _zip_members(self.path, self.root)
+        members, again, problems = _zip_members(self.path, self.root)
         self._inside = {n.rpartition("/")[2]: v for n, v in members.items() if n.rpartition("/")[0] == self.inner}
         if not members and not problems: problems.append(Problem("error", "The zip holds no files.", _REMEDIES["again"], self.name))
         if members and not self._inside:
             folders = sorted({n.rpartition("/")[0] or "(top)" for n in members})
             problems.append(Problem("error", f"The zip has no folder {self.inner!r}; its folders are {_some(folders, 5)}.", file=self.name))
-        return list(self._inside), problems
+        same = [n.rpartition("/")[2] for n, (_, alike) in again.items() if n.rpartition("/")[0] == self.inner and alike]
+        if same: problems.append(Problem("note", f"The zip holds {counted(len(same), 'name')} more than once, with the same content: {_some(same)}.", file=self.name))
+        return [n for n in self._inside for _ in range(1 if n in same else again.get(f"{self.inner}/{n}".lstrip("/"), (1,))[0])], problems
 
     @contextmanager
     def _fetcher(self):
@@ -466,9 +470,9 @@ def _video_problems(plan, video):
         return [problem("error", f"The file cannot be opened as a video{_no_index(video.path)}.", _REMEDIES["again"])]
     found, empty = [], np.setdiff1d(np.arange(plan.slots[-1] + 1), plan.slots)
     if plan.cut is not None:
-        found.append(problem("error", f"The video was cut off: its header announces {plan.announced} frames, {len(plan.slots) - 1} are whole.", _REMEDIES["again"]))
+        found.append(problem("error", f"The video was cut off: its header announces {plan.announced} frames, {len(plan.slots) - 1} of them whole.", _REMEDIES["again"]))
     if len(empty):
-        found.append(problem("warning", f"{len(empty)} of {plan.slots[-1] + 1} frames have no picture (the recorder dropped them): {_some(empty + video.first, 5)}.",
+        found.append(problem("warning", f"Frames without a picture, dropped by the recorder ({len(empty)} of {plan.slots[-1] + 1}): {_some(empty + video.first, 5)}.",
                              "Numbers follow the video's clock, so the others are not shifted."))
     steps = np.diff(plan.seconds)
     if plan.cut is None and plan.announced > 1.02 * len(plan.slots) + len(empty) + 2:
@@ -539,7 +543,7 @@ def open_media(
 
 def _own_zip(path):
     "The one folder of a zip that holds pictures."
-    members, problems = _zip_members(path, path.parent)
+    members, _, problems = _zip_members(path, path.parent)
     folders = sorted({n.rpartition("/")[0] for n in members if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("__MACOSX/")})
     if len(folders) > 1: raise DatasetError(f"{path.name} holds pictures in {len(folders)} folders ({_some(folders)}). Unpack it and give one folder.")
     if not folders: raise DatasetError(" ".join(str(p) for p in problems) or f"{path.name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
