@@ -61,9 +61,10 @@ def needs(
     "Whether a model's scores depend on landmarks and on the neighbours of a frame, and how it was trained (AU R-CNN Table 3)."
     def scores(f): return model.predict_scores(f)[faces.columns].to_numpy()
     plain, (single, order) = scores(faces), _alone(faces)
-    loss = model.history_['loss'].to_numpy() if 'loss' in model.history_ and len(model.history_) > 2 else None
+    curve = (model.history_.attrs.get('stage') or model.history_).get('loss')     # of the last stage
+    loss = np.asarray(curve, float) if curve is not None and len(curve) > 2 else None
     fell = (loss[-1 - len(loss) // 3] - loss[-1]) / max(loss[0] - loss.min(), 1e-12) if loss is not None else np.nan
-    return {'E2E': not hasattr(model, 'base'), 'ML': plain.shape[1] > 1, 'RGB': model.derive is None,
+    return {'E2E': not hasattr(model, 'base'), 'ML': plain.shape[1] > 1, 'RGB': (model.base if hasattr(model, 'base') else model).derive is None,
             'LANDMARK': _changed(plain, scores(_moved(faces))), 'CONVERGE': loss is None or bool(fell < .05), 'VIDEO': _changed(plain[order], scores(single))}
 
 def property_table(

@@ -136,7 +136,8 @@ def _fit(
         features, stacks = self._features(module.base, faces, workdir), video_rows(faces)
         self.stage_history_ = self.learn(module.stage, features, faces.labels(), stacks)
     self.history_ = base.history_.copy()
-    self.history_.attrs.update(base=base.training_id(), base_model=_folder_hash(self.base_model))
+    course = None if self.stage_history_ is None else self.stage_history_.to_dict('list')     # saved with the model, as the base's curve is
+    self.history_.attrs.update(base=base.training_id(), base_model=_folder_hash(self.base_model), stage=course)
     self.module_, self.aus_, self.card_, self.size_ = module.cpu().eval(), tuple(faces.aus), faces.card, int(faces.crops.shape[1])
     return self
 

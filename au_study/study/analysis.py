@@ -75,10 +75,12 @@ class Context:
         return sum(map(own, self.ids(row))) / len(self.ids(row))
 
     def model(self, row: str, k: int = 0):
-        "The fitted estimator of a row's run number `k`; that of its parent where the run only predicts."
+        "The fitted estimator of a row's run number `k`; a run that only predicts has the weights of its parent and parameters of its own."
         from au_study.training import AUEstimator
         run = self.ids(row)[k]
-        return AUEstimator.load(self.store.path(self.store.read(run, 'run')['parent'] or run) / 'weights')
+        said = self.store.read(run, 'run')
+        model = AUEstimator.load(self.store.path(said['parent'] or run) / 'weights')
+        return model.set_params(**{name: said['params'][name] for name in model.predict_only if name in said['params']})
 
 # %% ../../nbs/study/44_analysis.ipynb #8cb83106
 @dataclass
