@@ -5,7 +5,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import savemat
 
+from au_study.datasets.affwild2 import AffWild2
 from au_study.datasets.cards import load_dataset_manifest
 from au_study.datasets.check import check_dataset, in_runs
 from au_study.study.cli import main
@@ -161,5 +163,27 @@ def test_names_with_stray_bytes_are_reported(tmp_path):
     try:
         with open(folder + b"/caf\xe9.txt", "wb") as f: f.write(b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n0,1,0,0,1,0,0,1\n")
     except OSError: pytest.skip("this file system takes UTF-8 names only")
-    assert main(["check", "affwild2", str(tmp_path), "--labels-only", "--out", str(tmp_path / "report")]) in (0, 1)
-    assert "caf" in (tmp_path / "report/check.html").read_text()
+    assert main(["check", "affwild2", str(tmp_path), "--labels-only", "--out", str(tmp_path / "report")]) == 1     # no Validation_Set
+    assert r"in tables it is called caf\xe9" in (tmp_path / "report/check.html").read_text()
+    assert AffWild2(tmp_path).labels(strict=False)["subject"].tolist() == [r"caf\xe9"]
+    assert main(["check", "affwild2", str(tmp_path), "--option", "images=video", "--out", str(tmp_path / "report")]) == 1
+
+
+def test_landmarks_that_cannot_be_used_are_named_by_file_and_reason(tmp_path):
+    "A label file a person and AU, no video: landmarks are looked at where there are pictures."
+    subject = "SN" + "001"
+    for au in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26):
+        path = tmp_path / "ActionUnit_Labels" / subject / f"{subject}_au{au}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{n},0\n" for n in (1, 2, 3, 4)))
+    for n in range(1, 6): picture(tmp_path / "Img_LeftCamera" / subject / f"{n}.jpg", n)
+    good = np.random.default_rng(0).uniform(0, 40, (66, 2))
+    folder = tmp_path / "Landmark_Points" / subject / "tmp_frame_lm"
+    folder.mkdir(parents=True)
+    for n, content in enumerate(({"pts": good}, {"pts": good * np.nan}, {"pts": good[:49]}, {"points": good})): savemat(folder / f"{subject}_{n:04d}_lm.mat", content)
+    report = check(tmp_path, "disfa")
+    told = {p.frame: p for p in report.problems if p.file.endswith("_lm.mat")}
+    assert [told[n].file for n in (2, 3, 4)] == [f"Landmark_Points/{subject}/tmp_frame_lm/{subject}_{n:04d}_lm.mat" for n in (1, 2, 3)] and len(told) == 3
+    assert "not finite" in told[2].message and "(49, 2)" in told[3].message and "no variable pts, only points" in told[4].message
+    assert any(p.severity == "warning" and "Pictures without a label (1): 5" in p.message for p in report.problems)     # every frame is coded
+    assert report.code == 0 and report.recordings["without_landmarks"].tolist() == [3]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from au_study.faces.frames import KEYS, label_columns, read_frames
 from au_study.faces.landmarks import WorldDetector
 from au_study.world import load_preset
 
-SIZES = dict(subjects=3, frames=12, size=144, stride=30)  # every 30th frame of the world: many events in few pictures
+SIZES = dict(subjects=3, frames=8, size=128, stride=30)  # every 30th frame of the world: many events in few pictures
 PRESETS = {"bp4d": "bp4d", "fera2015": "bp4d", "bp4d_plus": "bp4d_plus", "disfa": "disfa", "affwild2": "affwild2"}
 NAMES = {**PRESETS}  # layout -> data set
 
@@ -45,7 +46,9 @@ def trees(tmp_path_factory):
     return tree
 
 
+@cache
 def plan(layout):
+    "What a layout's tree was written from."
     clips = plan_layout(layout, SIZES["subjects"], frames=SIZES["frames"])
     return clips, write_script(load_preset(PRESETS[layout]), layout, clips, 0, SIZES["stride"])
 
@@ -180,7 +183,7 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
 @pytest.fixture(scope="session")
 def detector(tmp_path_factory):
     "A landmark predictor of the world, trained in seconds; the shipped settings take minutes and err less."
-    return WorldDetector(tmp_path_factory.mktemp("detector"), faces=160, trees=60, cascades=8, oversampling=8, size=160, test_faces=16)
+    return WorldDetector(tmp_path_factory.mktemp("detector"), faces=120, trees=50, cascades=7, oversampling=8, size=144, test_faces=8)
 
 
 def exact_landmarks(root, faces, size):

@@ -209,6 +209,30 @@ def test_broken_landmarks_are_frames_without_landmarks(disfa):
         assert any(text in t for t in told), (text, told)
 
 
+def test_whoever_has_no_landmarks_is_named(disfa):
+    shutil.rmtree(disfa / "Landmark_Points/SN902")
+    assert [(p.file, p.subject) for p in said(DISFA(disfa), "SN902 has no landmarks, 1 other of 2 people have", "warning")] == [("Landmark_Points/SN902", "SN902")]
+    shutil.rmtree(disfa / "Landmark_Points")
+    assert said(DISFA(disfa), "Landmark_Points There are no landmarks", "note") and not said(DISFA(disfa), "landmark", "warning")
+    assert all(DISFA(disfa, camera="right").read_landmarks(r, [1]) is None for r in DISFA(disfa, camera="right").recordings())
+
+
+def test_a_missing_right_video_is_named_by_its_path(disfa):
+    (disfa / "Video_RightCamera/RightVideoSN902_comp.avi").unlink()
+    assert [p.file for p in said(DISFA(disfa, camera="both"), "The right video of SN902 is missing")] == ["Video_RightCamera/RightVideoSN902_comp.avi"]
+    shutil.rmtree(disfa / "Video_RightCamera")
+    assert [p.file for p in DISFA(disfa, camera="right").problems if p.severity == "error"] == ["Video_RightCamera"]
+
+
+def test_a_root_one_level_off_says_where_to_look(disfa, wild):
+    for data, inside in ((DISFA, "ActionUnit_Labels"), (AffWild2, "annotations/AU_Set")):
+        root = disfa if data is DISFA else wild
+        shutil.move(root, root.parent / "above" / root.name)
+        assert any(f"They seem to lie in {root.name!r}" in str(p) for p in data(root.parent / "above").problems)
+        assert any("give the folder that holds it" in str(p) for p in data(root.parent / "above" / root.name / inside).problems)
+        shutil.rmtree(root.parent / "above")
+
+
 def test_links_in_circles_do_not_stop_the_search(disfa):
     (disfa / "ActionUnit_Labels/SN901/loop").symlink_to(disfa)
     (disfa / "ActionUnit_Labels/SN904").symlink_to(disfa / "ActionUnit_Labels/SN904")
@@ -346,6 +370,15 @@ def test_a_list_that_leads_elsewhere_is_not_followed(wild):
     write(wild / "aus_test_set.txt", b"hidden\n../../../etc/passwd\nC:\\x\n..\n")
     assert [p.line for p in said(AffWild2(wild), r"aus_test_set\.txt:\d+ .*not followed")] == [2, 3, 4]
     assert len(AffWild2(wild).labels()) == 40
+
+
+def test_pictures_beyond_the_annotation_are_named(wild):
+    annotation(wild, "Training_Set", "duo_left", [wild_row(i) for i in range(1, 8)])
+    write(wild / "cropped_aligned/duo_right/00077.jpg", coded(painted(77)))
+    found = said(AffWild2(wild, images="video"), "Pictures before the first or after the last label", "warning")
+    assert [(p.file, p.subject, p.frame) for p in found] == [("batch1/duo.mp4", "duo_left", 8)] and "8 to 10; the labels of duo_left run from 1 to 7" in found[0].message
+    found = said(AffWild2(wild), "Pictures before the first or after the last label", "warning")
+    assert [(p.file, p.frame) for p in found] == [("cropped_aligned/duo_left", 8), ("cropped_aligned/duo_right", 77)]
 
 
 def test_labels_longer_than_the_raw_video(wild):

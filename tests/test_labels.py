@@ -241,6 +241,27 @@ def test_strict_labels_raise_all_errors_at_once(tmp_path):
     assert len(labels) == 3 * len(FRAMES) and labels["AU1"].isna().sum() == 3
 
 
+def test_pictures_that_are_missing_do_not_stop_the_labels(tmp_path):
+    for who in ("F901", "F902"):
+        (tmp_path / "AUCoding").mkdir(exist_ok=True)
+        (tmp_path / f"AUCoding/{who}_T1.csv").write_text(sound())
+    (tmp_path / "BP4D-training/F901/T1").mkdir(parents=True)
+    data = BP4D(tmp_path)
+    (problem,) = [p for p in data.problems if p.severity == "error"]
+    assert problem.file == "BP4D-training/F902/T1" and "AUCoding/F902_T1.csv" in problem.message
+    assert len(data.labels()) == 2 * len(FRAMES) and data.recordings()[1].media is None
+
+
+def test_an_intensity_file_that_is_missing_is_named_by_its_path(tmp_path):
+    for au in (6, 10, 12, 14):
+        path = tmp_path / f"AUCoding/AU_INT/AU{au:02d}/F901_T1_AU{au:02d}.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"{f},1\n" for f in FRAMES if (au, f) != (6, 251)))
+    data = BP4D(tmp_path, kind="intensity")
+    assert ("AUCoding/AU_INT/AU17/F901_T1_AU17.csv", "F901", "T1") in [(p.file, p.subject, p.video) for p in data.problems if "missing" in p.message]
+    assert "1 frame missing that the other AUs have" in str(data.read_labels(data.recordings()[0])[1])
+
+
 def test_a_recording_without_labels_has_no_rows(tmp_path):
     (tmp_path / "BP4D-training/F901/T1").mkdir(parents=True)
     data = BP4D(tmp_path)

@@ -139,7 +139,7 @@ def recordings(self: Dataset) -> list[Recording]:  # sorted by (subject, video)
     "Look through the tree once and list what is there."
     if self._recordings is None:
         found, problems = self._index()
-        problems += _named_for_tables(found)
+        problems += _named_for_tables(found, self.root)
         keys = [r.key for r in found]
         problems += [Problem("error", f"The recording {k} comes {keys.count(k)} times.", "Keep one of each.", subject=k[0], video=k[1]) for k in sorted({k for k in keys if keys.count(k) > 1})]
         self._index_problems = self.tree.problems + problems
@@ -148,12 +148,12 @@ def recordings(self: Dataset) -> list[Recording]:  # sorted by (subject, video)
     return list(self._recordings)
 
 
-def _named_for_tables(recordings):
+def _named_for_tables(recordings, root):
     "Give recordings whose names hold stray bytes a name that a table can hold; the files keep theirs."
     odd = [r for r in recordings if (printable(r.subject), printable(r.video)) != r.key]
     for r in odd: r.subject, r.video = printable(r.subject), printable(r.video)
     return [r.problem("warning", f"Its files' names hold bytes that are no text; in tables it is called {' '.join(dict.fromkeys(r.key))}.", "Rename the files (UTF-8).",
-                      file=relative_name(r.labels[0], r.labels[0].parents[1]) if r.labels else r.media.name if r.media is not None else "") for r in odd]
+                      file=relative_name(r.labels[0], root) if r.labels else r.media.name if r.media is not None else "") for r in odd]
 
 
 @patch(as_prop=True)

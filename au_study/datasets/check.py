@@ -64,7 +64,7 @@ class _Seen:
     numbers: np.ndarray        # frames that are there
     problems: list             # of the medium
     unreadable: dict           # frame -> reason
-    sizes: dict                # (height, width) -> pictures
+    sizes: dict                # (height, width) -> frames that have it
     bare: list | None = None   # labelled frames without landmarks; None: the set ships none, or nobody looked
     reasons: tuple = ()        # why, of the first of them
 
@@ -82,7 +82,7 @@ def _open_media(job, report):
     seen = _list_media((None, recording, None), lambda n: None)
     for frame in recording.media.read():
         if frame.image is None: seen.unreadable[frame.number] = frame.problem
-        else: seen.sizes[frame.image.shape[:2]] = seen.sizes.get(frame.image.shape[:2], 0) + 1
+        else: seen.sizes.setdefault(frame.image.shape[:2], []).append(frame.number)
         report(1)
     marks = dataset.read_landmarks(recording, coded)
     if marks is not None: seen.bare = [int(n) for n in coded if marks.get(int(n)) is None]
@@ -132,7 +132,8 @@ def _unreadable(seen, coded, name, where):
 def _sizes_and_landmarks(seen, coded, name, where):
     "Pictures of several sizes, and labelled frames without landmarks."
     if len(seen.sizes) > 1:
-        yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{n} of {w} x {h}' for (h, w), n in sorted(seen.sizes.items())) + '.', file=name, **where)
+        rare = sorted(seen.sizes.items(), key=lambda s: (-len(s[1]), s[0]))   # the usual size comes first
+        yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{len(n)} of {w} x {h} ({in_runs(n, 3)})' for (h, w), n in rare[:4]) + '.', file=name, frame=rare[1][1][0], **where)
     if seen.bare:
         yield Problem('warning', f'Labelled frames without usable landmarks ({len(seen.bare)} of {len(coded)}): {in_runs(seen.bare)}.',
                       'They are put aside when the faces are prepared with the given landmarks; --detector world finds them anew.', **where)

@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .problems import DatasetError, Problem, counted, relative_name
+from .problems import DatasetError, Problem, counted, printable, relative_name
 
 # %% ../../nbs/datasets/30_media.ipynb #d9115d93
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "NO_IMAGE", "NO_FRAME", "Frame", "Media", "ImageFolder", "ImageFile", "ZipImages", "VideoFile",
@@ -191,7 +191,9 @@ class _Images(Media):
             index, twice, others = self._number(names)
             problems += [Problem("error", f"{len(g)} files claim frame {n}: {', '.join(g)}.", _REMEDIES["twice"], f"{self.name}/{g[0]}", frame=n)
                          for n, g in twice.items()]
-            if others: problems.append(Problem("note", f"{counted(len(others), 'file')} passed over, expected numbered pictures: {_some(others)}.", file=self.name))
+            lost = [n for n in others if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
+            for severity, names in (("warning", lost), ("note", [n for n in others if n not in set(lost)])):
+                if names: problems.append(Problem(severity, f"{counted(len(names), 'file')} passed over, expected numbered pictures: {_some(names)}.", file=self.name))
             self._found = index, twice, problems
         return self._found
 
@@ -467,7 +469,9 @@ def _video_problems(plan, video):
     "What can be said about a video from its plan."
     problem = lambda severity, message, remedy="": Problem(severity, message, remedy, video.name)
     if not len(plan.slots):
-        return [problem("error", f"The file cannot be opened as a video{_no_index(video.path)}.", _REMEDIES["again"])]
+        strange = printable(video.path) != str(video.path)  # a name that cannot be handed to OpenCV
+        why = ": its name holds bytes that are no text" if strange else _no_index(video.path)
+        return [problem("error", f"The file cannot be opened as a video{why}.", "Rename it." if strange else _REMEDIES["again"])]
     found, empty = [], np.setdiff1d(np.arange(plan.slots[-1] + 1), plan.slots)
     if plan.cut is not None:
         found.append(problem("error", f"The video was cut off: its header announces {plan.announced} frames, {len(plan.slots) - 1} of them whole.", _REMEDIES["again"]))
