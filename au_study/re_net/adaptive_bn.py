@@ -119,22 +119,23 @@ def adapt(
     relation: Relation,          # graph that all layers share; becomes module.relation
     statistics: str = 'own',     # running mean and variance: 'own' of each AU, or 'shared'
     affine: bool = True,         # False: scale 1 and bias 0
+    momentum: float = None,      # share of a batch in the running statistics; None: as before
 ) -> nn.Module:                  # the module; a new layer if it was a BatchNorm2d itself
     "Make every BatchNorm2d adaptive, with its values carried into every AU. Raises ValueError if there is none."
-    if isinstance(module, nn.BatchNorm2d): return _adapted(module, relation, statistics, affine)
+    if isinstance(module, nn.BatchNorm2d): return _adapted(module, relation, statistics, affine, momentum)
     found = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children() if isinstance(child, nn.BatchNorm2d)]
     if not found: raise ValueError(f'{type(module).__name__} holds no BatchNorm2d, so nothing in it can be made adaptive.')
     made = {}
-    for parent, name, child in found: setattr(parent, name, made.setdefault(id(child), _adapted(child, relation, statistics, affine)))
+    for parent, name, child in found: setattr(parent, name, made.setdefault(id(child), _adapted(child, relation, statistics, affine, momentum)))
     module.relation = relation
     return module
 
 
 @torch.no_grad()
-def _adapted(norm, relation, statistics, affine):
+def _adapted(norm, relation, statistics, affine, momentum):
     "The adaptive layer that stands in for a BatchNorm2d."
     if norm.running_mean is None or norm.momentum is None: raise ValueError('A BatchNorm2d without running statistics, or with a cumulative average (momentum=None), cannot be made adaptive.')
-    layer = AdaptiveBatchNorm2d(norm.num_features, relation, statistics, norm.eps, norm.momentum, affine)
+    layer = AdaptiveBatchNorm2d(norm.num_features, relation, statistics, norm.eps, norm.momentum if momentum is None else momentum, affine)
     pairs = [(layer.running_mean, norm.running_mean), (layer.running_var, norm.running_var), (layer.weight, norm.weight), (layer.bias, norm.bias)]
     for ours, theirs in pairs:
         if ours is not None and theirs is not None: ours.copy_(theirs.expand_as(ours))

@@ -186,6 +186,7 @@ class RENet(_AUNetwork):
         graph_scale=None,       # half width of the uniform start of 'learnable'; None: 1 / K
         denominator='signed',   # of Eq. 5: 'signed' as printed, 'absolute', 'none'
         statistics='own',       # running mean and variance: 'own' of each AU, or 'shared'
+        momentum=.1,            # share of a batch in the running statistics
         affine=True,            # False: scale 1 and bias 0 (Sec. 4.6)
         head='shared',          # last layer: 'shared' or 'own' of each AU
         strategy='random_au',   # 'random_au': one AU a batch; 'all_aus': the sum of all losses
@@ -205,7 +206,7 @@ class RENet(_AUNetwork):
         self.backbone, self.width, self.depth, self.stride = backbone, width, depth, stride
         self.graph, self.graph_seed, self.graph_scale, self.denominator, self.statistics, self.affine, self.head = graph, graph_seed, graph_scale, denominator, statistics, affine, head
         self.strategy, self.task, self.outputs, self.read_out, self.duplicate, self.duplicate_rule = strategy, task, outputs, read_out, duplicate, duplicate_rule
-        self.new_aus, self.new_statistics, self.crop, self.memory_mb = new_aus, new_statistics, crop, memory_mb
+        self.momentum, self.new_aus, self.new_statistics, self.crop, self.memory_mb = momentum, new_aus, new_statistics, crop, memory_mb
         self.weights, self.weights_sha256, self.trainer = weights, weights_sha256, trainer
 
 # %% ../../nbs/re_net/50_estimator.ipynb #4fd341e9
@@ -214,7 +215,7 @@ def _build(self: RENet, faces) -> nn.Module:
     faces = self.__dict__.get('_faces', faces)                          # before blanking and duplication
     kind = relation_graph(self.graph, label_graph(faces, self.task), self.graph_seed, self.graph_scale)
     relation = Relation(kind, self.denominator, self.graph == 'learnable', [f'AU{a}' for a in self.new_aus], self.new_statistics)
-    return RENetwork(relation, self._trunk(), self._outputs(faces), self.head, self.statistics, self.affine)
+    return RENetwork(relation, self._trunk(), self._outputs(faces), self.head, self.statistics, self.affine, self.momentum)
 
 def _loss(self: RENet, module, batch: FaceBatch) -> Tensor:
     net, labels, images = getattr(module, 'module', module), self._labels(batch), crop_images(batch.image, self.crop, True)

@@ -75,12 +75,13 @@ class RENetwork(nn.Module):
         head: str = 'shared',      # last layer: 'shared' or 'own' of each AU
         statistics: str = 'own',   # running mean and variance: 'own' of each AU, or 'shared'
         affine: bool = True,       # False: scale 1 and bias 0 (Sec. 4.6)
+        momentum: float = None,    # share of a batch in the running statistics; None: the backbone's, 0.1
     ):
         super().__init__()
         if outputs not in OUTPUTS: raise ValueError(f"outputs must be one of {', '.join(map(repr, OUTPUTS))}, but is {outputs!r}.")
         if head not in ('shared', 'own'): raise ValueError(f"head must be 'shared' or 'own', but is {head!r}.")
         self.relation, self.outputs, self.pixels = relation, outputs, _Pixels()
-        self.backbone = adapt(backbone, relation, statistics, affine)
+        self.backbone = adapt(backbone, relation, statistics, affine, momentum)
         self.backbone.__dict__['relation'] = self.backbone._modules.pop('relation')        # registered once, here
         self.head = AUHead(backbone.channels[-1], OUTPUTS[outputs], relation, head == 'own')
 
