@@ -1,0 +1,238 @@
+"""RE-Net: Eq. 3-5 against loops in double precision, one pass against the loop over AUs, and the promises of the estimators."""
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from au_study.faces.faceset import FaceSet
+from au_study.nets.resnet import resnet18
+from au_study.re_net.adaptive_bn import AdaptiveBatchNorm2d, adapt, adaptive_layers
+from au_study.re_net.estimator import RENet, ResNetBaseline, blank_labels, crop_images, duplicate_frames, paper_trainer
+from au_study.re_net.network import RENetwork, draw_au, network_loss, resnet_parts
+from au_study.re_net.one_pass import OnePass, au_by_au
+from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_weights, relation_graph, shuffle_graph
+from au_study.study.published import printed
+from au_study.training.batches import blob_faces
+
+NAMES = ['AU1', 'AU2', 'AU4', 'AU12']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def signed_graph(seed=0, k=4):
+    """Symmetric, both signs, no denominator near zero."""
+    values = np.random.default_rng(seed).uniform(-.5, .6, (k, k))
+    values = (values + values.T) / 2
+    np.fill_diagonal(values, 1)
+    return pd.DataFrame(values, index=NAMES[:k], columns=NAMES[:k])
+
+
+def book(x, aus, omega, gamma, beta, mean, var, training, denominator, shared, eps=1e-5):
+    """Eq. 3-5 in numpy-like loops: output, new running mean, new running variance."""
+    out, mean, var = torch.zeros_like(x), mean.clone(), var.clone()
+    old_mean, old_var = mean.clone(), var.clone()
+    for c in sorted(set(aus)):
+        mine = [i for i, a in enumerate(aus) if a == c]
+        row = 0 if shared else c
+        below = {'signed': omega[c].sum(), 'absolute': omega[c].abs().sum(), 'none': torch.tensor(1., dtype=x.dtype)}[denominator]
+        for f in range(x.shape[1]):
+            g = sum(omega[c, k] * gamma[k, f] for k in range(len(omega))) / below
+            b = sum(omega[c, k] * beta[k, f] for k in range(len(omega))) / below
+            if training:
+                pool = x[:, f] if shared else x[mine, f]
+                m, v = pool.mean(), pool.var(unbiased=False)
+                mean[row, f] = .9 * old_mean[row, f] + .1 * m.detach()
+                var[row, f] = .9 * old_var[row, f] + .1 * v.detach() * pool.numel() / (pool.numel() - 1)
+            else: m, v = old_mean[row, f], old_var[row, f]
+            for i in mine: out[i, f] = g * (x[i, f] - m) / torch.sqrt(v + eps) + b
+    return out, mean, var
+
+
+@pytest.mark.parametrize('denominator,statistics,training,learnable', itertools.product(['signed', 'absolute', 'none'], ['own', 'shared'], [True, False], [True, False]))
+def test_layer_equals_the_equations_in_double_precision(denominator, statistics, training, learnable):
+    torch.set_default_dtype(torch.float64)
+    try:
+        for seed, aus in ((0, [2] * 7), (1, [3, 0, 0, 1, 3, 3, 2])):
+            generator = torch.Generator().manual_seed(seed)
+            graph = signed_graph(seed)
+            layer = AdaptiveBatchNorm2d(3, Relation(graph, denominator, learnable), statistics).train(training)
+            with torch.no_grad():
+                for p in (layer.weight, layer.bias, layer.running_mean): p.copy_(torch.randn(p.shape, generator=generator))
+                layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + .5)
+            omega = torch.tensor(graph.to_numpy()).requires_grad_()
+            x = torch.randn(7, 3, 3, 2, generator=generator, requires_grad=True)
+            want, mean, var = book(x, aus, omega, layer.weight, layer.bias, layer.running_mean, layer.running_var, training, denominator, statistics == 'shared')
+            got = layer(x, aus[0] if seed == 0 else torch.tensor(aus))
+            weight = torch.randn(x.shape, generator=generator)
+            leaves = [x, layer.weight, layer.bias]
+            a, b = (torch.autograd.grad((y * weight).sum(), [*leaves, graph_leaf], allow_unused=True) for y, graph_leaf in ((want, omega), (got, layer.relation.omega if learnable else x)))
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+            for p, q in zip(a[:3], b[:3]): torch.testing.assert_close(p, q, rtol=0, atol=1e-11)
+            if learnable: torch.testing.assert_close(a[3] * (1 - torch.eye(4)), b[3], rtol=0, atol=1e-11)      # the diagonal is held at one
+            torch.testing.assert_close(layer.running_mean, mean, rtol=0, atol=1e-12)
+            torch.testing.assert_close(layer.running_var, var, rtol=0, atol=1e-12)
+    finally: torch.set_default_dtype(torch.float32)
+
+
+def test_gradcheck_of_mixed_aus():
+    layer = AdaptiveBatchNorm2d(2, Relation(signed_graph())).double()
+    x = torch.randn(5, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x, torch.tensor([0, 1, 1, 3, 0])), (x,))
+
+
+def test_denominators_near_zero_are_refused_by_name():
+    graph = pd.DataFrame([[1, -.99], [-.2, 1]], index=['AU12', 'AU15'], columns=['AU12', 'AU15'])
+    with pytest.raises(GraphError, match=re.escape('AU12 (0.01) sum to nearly zero')): Relation(graph)
+    assert Relation(graph, 'absolute').mix()[0].tolist() == pytest.approx([1 / 1.99, -.99 / 1.99])
+    with pytest.raises(GraphError, match='use denominator|Use denominator'): mixing_weights(torch.tensor([[1., -1.]]))
+
+
+def test_a_shuffled_graph_is_the_same_graph_with_other_names():
+    graph = signed_graph()
+    for seed in range(20):
+        other = shuffle_graph(graph, seed)
+        assert np.allclose(np.linalg.eigvalsh(other), np.linalg.eigvalsh(graph)) and not np.allclose(other, graph)
+    assert relation_graph('learnable', graph, 3).equals(relation_graph('learnable', graph, 3))
+
+
+def test_adapting_keeps_the_pretrained_answer_for_every_au():
+    plain = resnet18(width=.125, depth=.5, n_out=2)
+    plain(torch.rand(6, 3, 40, 40))
+    for m in plain.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.normal_(m.weight, 1, .2), torch.nn.init.normal_(m.bias, 0, .2)
+    x = torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        want = plain.eval()(x)
+        net = adapt(plain, Relation(signed_graph()))
+        for c in range(4):
+            with net.relation.asking(c): torch.testing.assert_close(net(x), want, rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+
+
+def lively(backbone='resnet18', new=(), seed=0, **kw):
+    torch.manual_seed(seed)
+    net = RENetwork(Relation(signed_graph(), new=new), resnet_parts(backbone, .125, .5, 8), **kw)
+    for m in adaptive_layers(net):
+        if m.affine: torch.nn.init.normal_(m.weight, .5, .7), torch.nn.init.normal_(m.bias, 0, .2)           # some negative: the pooling must notice
+        m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 1.5)
+    torch.nn.init.normal_(net.head.weight, std=.2)
+    return net.eval()
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(outputs='levels', head='own'), dict(new=['AU4'], head='own'), dict(backbone='resnet50', statistics='shared'), dict(affine=False, outputs='softmax')])
+def test_one_pass_equals_the_loop(kw):
+    net, x = lively(**kw), torch.rand(5, 3, 45, 45)
+    want = au_by_au(net, x)
+    for settings in (dict(), dict(memory_mb=1e-6), dict(memory_mb=.4), dict(channels_last=False)):
+        torch.testing.assert_close(OnePass(net, **settings)(x), want, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(net(x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_one_pass_on_a_gpu_and_as_a_cuda_graph():
+    net, x = lively().cuda(), torch.rand(4, 3, 48, 48, device='cuda')
+    graph = OnePass(net, cuda_graph=True)
+    for images in (x, x.flip(0), x[:2]): torch.testing.assert_close(graph(images), au_by_au(net, images), rtol=1e-3, atol=1e-3)
+
+
+def test_all_aus_together_have_the_gradient_of_the_single_losses():
+    net, x, y = lively().train(), torch.rand(6, 3, 32, 32), torch.randint(2, (6, 4)).float()
+    def gradient(losses):
+        net.zero_grad()
+        for loss in losses: loss.backward()
+        return [p.grad.clone() for p in net.parameters()]
+    together = gradient([4 * network_loss(net(x), y)])
+    apart = gradient([network_loss(net(x, c), y[:, c]) for c in range(4)])
+    for a, b in zip(together, apart): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-6)
+
+
+def test_draw_au_is_uniform_over_coded_aus():
+    labels = torch.tensor([[1., float('nan'), 0., 0.]])
+    torch.manual_seed(0)
+    counts = np.bincount([draw_au(labels, range(4)) for _ in range(3000)], minlength=4)
+    assert counts[1] == 0 and (abs(counts[[0, 2, 3]] - 1000) < 120).all()
+
+
+def quick(**kw):
+    return paper_trainer(**{**dict(epochs=3, batch_size=16, lr=.01, selection='last', progress=False, device='cpu', threads=1), **kw})
+
+
+SMALL = dict(width=.125, depth=.5, stride=4)
+
+
+@pytest.mark.parametrize('kind,kw', [(RENet, {}), (RENet, dict(strategy='all_aus')), (RENet, dict(graph='learnable', head='own')), (RENet, dict(affine=False)), (ResNetBaseline, {})])
+def test_estimators_learn_and_come_back_from_disk(kind, kw, tmp_path):
+    faces = blob_faces(subjects=4, frames=20)
+    train, test = faces.fold(0)
+    model = kind(**SMALL, **kw, trainer=quick(epochs=8, selection='inner')).fit(train)
+    assert model.history_.loss.iloc[-2:].mean() < model.history_.loss.iloc[0]
+    scores = model.predict_scores(test)
+    model.save(tmp_path / 'm')
+    pd.testing.assert_frame_equal(kind.load(tmp_path / 'm').predict_scores(test), scores)
+
+
+def test_a_fit_killed_and_resumed_is_the_fit_left_alone(tmp_path, monkeypatch):
+    train = blob_faces(subjects=3, frames=16)
+    trainer = quick(checkpoint_seconds=0)
+    want = RENet(**SMALL, trainer=trainer).fit(train).predict_scores(train)
+    calls, loss = iter(range(5)), RENet.loss
+    def broken(self, module, batch):
+        if next(calls, None) is None: raise KeyboardInterrupt
+        return loss(self, module, batch)
+    monkeypatch.setattr(RENet, 'loss', broken)
+    with pytest.raises(KeyboardInterrupt): RENet(**SMALL, trainer=trainer).fit(train, workdir=tmp_path)
+    monkeypatch.setattr(RENet, 'loss', loss)
+    pd.testing.assert_frame_equal(RENet(**SMALL, trainer=trainer).fit(train, workdir=tmp_path).predict_scores(train), want)
+
+
+def test_the_graph_is_the_training_folds():
+    faces = blob_faces(subjects=4, frames=20)
+    train, _ = faces.fold(0)
+    model = RENet(**SMALL, duplicate=(4,), trainer=quick(epochs=1)).fit(train)
+    want = mixing_weights(torch.tensor(label_graph(train).to_numpy()))
+    np.testing.assert_allclose(model.module_.relation.mix().numpy(), want, atol=1e-6)
+    assert not np.allclose(want, mixing_weights(torch.tensor(label_graph(faces).to_numpy())))
+
+
+def test_labels_of_a_new_au_never_reach_the_trained_ones():
+    train = blob_faces(subjects=4, frames=20)
+    flipped = FaceSet(train.frames.assign(AU12=1 - train.frames['AU12']), train.crops, train.landmarks, train.card)
+    a, b = (RENet(**SMALL, new_aus=(12,), trainer=quick(selection='inner', inner_fraction=.3)).fit(f) for f in (train, flipped))
+    assert a.predict_scores(train)['AU4'].equals(b.predict_scores(train)['AU4']) and a.history_['selection_f1'].equals(b.history_['selection_f1'])
+    assert np.isfinite(a.predict_scores(train)['AU12']).all()
+
+
+def test_duplicates_are_exact_and_stay_with_their_subject():
+    faces = blob_faces(subjects=3, frames=30)
+    twice = duplicate_frames(faces, (4, 12), 'each')
+    assert len(twice) == len(faces) + (faces.labels() == 1).sum()
+    for subject in faces.subjects:
+        mine = twice[(twice.frames['subject'] == subject).to_numpy()]
+        assert set(map(bytes, np.asarray(mine.crops))) == set(map(bytes, np.asarray(faces[(faces.frames['subject'] == subject).to_numpy()].crops)))
+    assert np.isnan(blank_labels(faces, (4,)).labels()[:, 0]).all()
+
+
+def test_a_random_crop_is_a_window_of_its_image():
+    torch.manual_seed(0)
+    images = torch.rand(6, 3, 12, 12).contiguous(memory_format=torch.channels_last)
+    out = crop_images(images, .75, random=True)
+    assert out.shape == (6, 3, 9, 9) and out.is_contiguous(memory_format=torch.channels_last)
+    for image, window in zip(images, out): assert any(torch.equal(image[:, y:y + 9, x:x + 9], window) for y in range(4) for x in range(4))
+
+
+def test_cells_of_the_intensity_tables_average_to_what_is_printed():
+    off = []
+    for table in (4, 5):
+        for row, cells in printed('re_net', table).groupby('row', sort=False):
+            values = cells.set_index('item')['value'].astype(float)
+            if abs(values.drop('Avg').mean() - values['Avg']) > .0101: off.append((table, row))
+    assert off == [(4, 'MAE CCNN-IT')]                # noted among the remarks
