@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'CODES', 'Found', 'GivenFaces', 'DetectedFaces', 'given_points', 'carry_landmarks', 'npy_header', 'CropRows',
-           'reduction', 'Book', 'read_book', 'read_found', 'CropWorker']
+           'rows_agree', 'reduction', 'Warps', 'Book', 'Written', 'read_book', 'read_found', 'CropWorker']
 
 # %% ../../nbs/datasets/69_crops.ipynb #0ce68aac
 import inspect
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,12 +22,13 @@ from fastcore.basics import patch
 
 from .base import Dataset
 from .quality import CARRIED, IMPLAUSIBLE, MISSING, NO_LANDMARKS, REASONS, UNREADABLE, FaceChoice, Plausibility, thumbnail
-from ..faces.alignment import transform_points, warp_images
+from ..faces.alignment import invert, transform_points, warp_images
+from ..faces.faceset import crop_digest
 from ..files import whole_file
 
 # %% ../../nbs/datasets/69_crops.ipynb #16aea3bb
-__all__ = ["HEADER", "npy_header", "Found", "GivenFaces", "DetectedFaces", "given_points", "carry_landmarks", "CropRows", "reduction", "CODES", "Book",
-           "read_book", "read_found", "CropWorker"]
+__all__ = ["HEADER", "npy_header", "Found", "GivenFaces", "DetectedFaces", "given_points", "carry_landmarks", "CropRows", "reduction", "Warps", "CODES", "Book",
+           "Written", "read_book", "rows_agree", "read_found", "CropWorker"]
 
 # %% ../../nbs/datasets/69_crops.ipynb #faf09740
 @dataclass
@@ -52,15 +54,16 @@ class GivenFaces:
         details: list[str] | None = None,  # of a first pass
     ):
         self.points, self.rules, self.reasons, self.details, self._faults = points, rules, reasons, details, {}
+        self.absent = np.isnan(points).all((1, 2)).tolist()
 
     def __call__(self, found):
         "Complete `found`."
-        i = found.row
+        i, size = found.row, found.size
         if self.reasons is not None and self.reasons[i]: found.reason, found.detail = self.reasons[i], self.details[i]
-        elif np.isnan(self.points[i]).all(): found.reason = NO_LANDMARKS
+        elif self.absent[i]: found.reason = NO_LANDMARKS
         else:
-            if found.size not in self._faults: self._faults[found.size] = self.rules.faults(self.points, found.size)
-            found.points, found.detail = self.points[i], self._faults[found.size][i]
+            if size not in self._faults: self._faults[size] = self.rules.faults(self.points, size)
+            found.points, found.detail = self.points[i], self._faults[size][i]
             found.reason = IMPLAUSIBLE if found.detail else ""
 
 # %% ../../nbs/datasets/69_crops.ipynb #68476241
@@ -136,17 +139,19 @@ def npy_header(shape):
 
 
 class CropRows:
-    "Writes crops one after the other, beginning at a row of the file."
-    def __init__(self, path, row, size, chunk=8 << 20):
-        self.bytes, self.n = size * size * 3, 0
+    "Writes crops one after the other, beginning at a row of the file; `.digests` has the hash of each."
+    def __init__(self, path, row, size, chunk=1 << 20):
+        self.bytes, self.n, self.digests = size * size * 3, 0, []
         self.at, self.file = HEADER + row * self.bytes, os.open(path, os.O_WRONLY)
         self.buffer = np.empty((max(1, chunk // self.bytes), size, size, 3), np.uint8)
+        self.place = self.buffer[0]  # where the next crop is made
 
-    def place(self):
-        "Where the next crop is written to."
-        if self.n == len(self.buffer): self.flush()
+    def keep(self):
+        "The crop in `place` is ready."
+        self.digests.append(crop_digest(self.place))
         self.n += 1
-        return self.buffer[self.n - 1]
+        if self.n == len(self.buffer): self.flush()
+        self.place = self.buffer[self.n]
 
     def flush(self):
         data = memoryview(self.buffer[:self.n].reshape(-1))
@@ -155,8 +160,21 @@ class CropRows:
 
     def __enter__(self): return self
     def __exit__(self, kind, *_):
-        if kind is None: self.flush(); os.fsync(self.file)
+        if kind is None: self.flush()
         os.close(self.file)
+
+
+def rows_agree(
+    path: Path,  # file of crops
+    row: int,  # the first
+    size: int,  # side of a crop
+    digests: list[bytes],  # of this row and those that follow
+) -> bool:
+    "Whether rows of the file have these hashes."
+    each, crop = size * size * 3, np.empty((size, size, 3), np.uint8)
+    with open(path, "rb", buffering=0) as f:
+        f.seek(HEADER + row * each)
+        return all(f.readinto(crop) == each and crop_digest(crop) == d for d in digests)
 
 # %% ../../nbs/datasets/69_crops.ipynb #30d60aa5
 def reduction(
@@ -167,12 +185,44 @@ def reduction(
     return np.select([zoom <= 1 / 8, zoom <= 1 / 4, zoom <= 1 / 2], [8, 4, 2], 1)
 
 
-def _after_reduction(matrix, factor):
-    "The matrix for an image that was decoded `factor` times smaller."
-    if factor == 1: return matrix
-    return np.asarray(matrix) @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
+def _after_reduction(matrices, factors):
+    "The matrices [..., 2, 3] for images that were decoded `factors` [...] times smaller."
+    m, f = np.array(matrices, dtype=np.float64), np.asarray(factors)[..., None]
+    m[..., 2] += m[..., :2].sum(-1) * (f - 1) / 2
+    m[..., :2] *= f[..., None]
+    return m
 
 # %% ../../nbs/datasets/69_crops.ipynb #4ff7e7eb
+class Warps:
+    "Matrices of many frames, and the part of the image that each needs."
+    def __init__(self,
+        matrices: np.ndarray,  # [n, 2, 3] image -> crop
+        size: int,  # side of a crop
+        border: int | str = 0,  # grey value outside the image, or 'edge'
+    ):
+        ends = np.array([[0., 0], [size - 1, 0], [size - 1, size - 1], [0, size - 1]])
+        corners, zoom = transform_points(invert(matrices), np.broadcast_to(ends, (len(matrices), 4, 2))), np.linalg.norm(matrices[:, :, :2], axis=1)
+        margin = (2 / zoom.min(1) + 2)[:, None]
+        self.matrices, self.size, self.plain = matrices, size, (zoom.min(1) > .5).tolist()
+        self.boxes = np.concatenate([np.floor(corners.min(1) - margin), np.ceil(corners.max(1) + margin)], 1).clip(-1e6, 1e6).astype(int).tolist()
+        self.border, self.fill, self.buffer = border, (0 if border == "edge" else border,) * 4, np.empty((size, size, 4), np.uint8)
+
+    def __call__(self,
+        i: int,  # number of the matrix
+        image: np.ndarray,  # uint8 RGB [h, w, 3]
+        out: np.ndarray,  # uint8 [S, S, 3], is filled
+    ):
+        "Warp one image; as `warp_images`, which is needed only where the image must be averaged down first."
+        (h, w), (x0, y0, x1, y1) = image.shape[:2], self.boxes[i]
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, w), min(y1, h)
+        if not self.plain[i] or x0 >= x1 or y0 >= y1: out[:] = warp_images([image], self.matrices[i][None], self.size, self.border)[0]; return
+        (a, b, c), (d, e, f) = self.matrices[i].tolist()
+        matrix = np.array(((a, b, c + a * x0 + b * y0), (d, e, f + d * x0 + e * y0)))
+        mode = cv2.BORDER_REPLICATE if self.border == "edge" else cv2.BORDER_CONSTANT
+        cv2.warpAffine(cv2.cvtColor(image[y0:y1, x0:x1], cv2.COLOR_RGB2RGBA), matrix, (self.size, self.size), self.buffer, cv2.INTER_LINEAR, mode, self.fill)
+        cv2.cvtColor(self.buffer, cv2.COLOR_RGBA2RGB, out)
+
+# %% ../../nbs/datasets/69_crops.ipynb #af3ac4d6
 CODES = ("", *REASONS)  # a reason is stored as its position
 
 
@@ -181,7 +231,7 @@ class Book:
     def __init__(self,
         n: int,  # frames of the recording
     ):
-        self.reason, self.donor, self.points = np.full(n, 255, np.uint8), np.zeros(n, np.int32), []
+        self.reason, self.donor, self.points, self.digests = np.full(n, 255, np.uint8), np.zeros(n, np.int32), [], []
         self.details, self.examples, self.shown = {}, [], {}
 
     def enter(self, found: Found, examples: int = 3):
@@ -198,19 +248,32 @@ class Book:
         "Store the accounts, whole or not at all."
         pictures = {f"picture{j}": p for j, (_, _, p) in enumerate(self.examples) if p is not None}
         texts = [self.details, [(row, reason) for row, reason, _ in self.examples]]
-        points = np.concatenate(self.points) if self.points else np.zeros((0, 68, 2), np.float32)
-        with whole_file(path) as aside:
-            np.savez(aside, reason=self.reason, donor=self.donor, points=points, texts=np.frombuffer(json.dumps(texts).encode(), np.uint8), **pictures)
+        points = np.stack(self.points) if self.points else np.zeros((0, 68, 2), np.float32)
+        arrays = dict(reason=self.reason, donor=self.donor, points=points, digests=np.frombuffer(b"".join(self.digests), np.uint8), texts=np.frombuffer(json.dumps(texts).encode(), np.uint8))
+        aside = path.with_name(path.name + ".aside")  # one worker writes it, under a lock: no name of its own is needed
+        with open(aside, "wb") as f: np.savez(f, **arrays, **pictures)
+        os.replace(aside, path)
+
+
+class Written(NamedTuple):
+    "A book that was read."
+    codes: np.ndarray  # uint8 [n], positions in CODES
+    donors: np.ndarray  # int32 [n], how far the landmarks were carried
+    points: np.ndarray  # float32 [kept, 68, 2] in pixels of the crop
+    details: dict  # {row: text}
+    examples: list  # (row, reason, small picture or None)
+    digests: list  # bytes [kept]
 
 
 def read_book(
     path: Path,  # what `Book.write` wrote
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict, list]:  # codes [n], carried [n], landmarks [kept, 68, 2], {row: detail}, [(row, reason, small picture or None)]
+) -> Written:
     "Read a book."
     with np.load(path) as f: book = {k: f[k] for k in f.files}
     details, shown = json.loads(book["texts"].tobytes())
     small = [None if f"picture{j}" not in book else cv2.imdecode(book[f"picture{j}"], cv2.IMREAD_COLOR)[..., ::-1] for j in range(len(shown))]
-    return book["reason"], book["donor"], book["points"], {int(r): d for r, d in details.items()}, [(*s, p) for s, p in zip(shown, small)]
+    digests = [d.tobytes() for d in book["digests"].reshape(-1, 32)]
+    return Written(book["reason"], book["donor"], book["points"], {int(r): d for r, d in details.items()}, [(*s, p) for s, p in zip(shown, small)], digests)
 
 # %% ../../nbs/datasets/69_crops.ipynb #7bccea78
 def read_found(
@@ -251,7 +314,7 @@ class CropWorker:
         row = {n: r for r, n in enumerate(source.numbers.tolist())}
         media, more = source.recording.media, {}
         if media is None: yield from (Found(r, reason=MISSING, detail="the recording has neither images nor video") for r in row.values()); return
-        if reduce is not None and "reduce" in inspect.signature(media.read).parameters: more["reduce"] = lambda n: int(reduce[row[n]])
+        if reduce is not None and max(reduce) > 1 and "reduce" in inspect.signature(media.read).parameters: more["reduce"] = lambda n: reduce[row[n]]
         for frame in media.read(source.numbers, **more):
             found = Found(row.pop(int(frame.number)), frame.image, getattr(frame, "reduced", 1))
             if frame.image is None:
@@ -265,39 +328,44 @@ class CropWorker:
 def crop(self: CropWorker, i: int, report):
     "Crop the faces of recording `i` and write its book."
     source, locate = self.sources[i], self.locator(i)
-    book, (known, moved, reduce) = Book(len(source.numbers)), self._known(locate)
-    with CropRows(self.place / "crops.part", self.rows[i], self.recipe.size) as rows:
-        for found in carry_landmarks(self.stream(i, locate, reduce), source.numbers, self.carry):
+    book, known, size = Book(len(source.numbers)), self._known(locate), self.recipe.size
+    with CropRows(self.place / "crops.part", self.rows[i], size) as rows:
+        for found in carry_landmarks(self.stream(i, locate, known.reduce), source.numbers, self.carry):
             book.enter(found)
             if not found.reason:
-                own = None if found.donor else known.get(found.row)
-                matrix = self.recipe.matrices(found.points[None])[0] if own is None else own
-                book.points.append(transform_points(matrix[None], found.points[None]).astype(np.float32) if own is None else moved[found.row][None])
-                self._cut(found.image, _after_reduction(matrix, found.reduced), rows.place())
+                at, own = known.at.get(found.row), known
+                if at is None or found.donor or found.reduced != known.reduce[found.row]: at, own = 0, self._ahead(found.points[None], [found.reduced])
+                own.warps(at, found.image, rows.place)
+                rows.keep()
+                book.points.append(own.moved[at])
             report(1)
+    book.digests = rows.digests
     book.write(self.place / "parts" / f"{i:05d}.npz")
+
+
+class _Ahead(NamedTuple):
+    "What is known of frames before they are decoded."
+    reduce: list | None = None  # [n] how many times smaller to decode
+    at: dict = {}  # row -> number among those below
+    moved: np.ndarray | None = None  # float32 [m, 68, 2] landmarks in the crop
+    warps: Warps | None = None  # m of them
+
+
+@patch
+def _ahead(self: CropWorker, points, factors):
+    "Matrices and landmarks of crops from images that are `factors` times smaller."
+    matrices = self.recipe.matrices(points)
+    return _Ahead(None, {}, transform_points(matrices, points).astype(np.float32), Warps(_after_reduction(matrices, factors), self.recipe.size, self.border))
 
 
 @patch
 def _known(self: CropWorker, locate):
-    "What can be computed for all frames at once if landmarks are given: matrices by row, landmarks in the crop, and the size at which to decode."
-    if not isinstance(locate, GivenFaces): return {}, None, None
-    good = np.flatnonzero([not f for f in self.rules.faults(locate.points)])
-    if not len(good): return {}, None, None
-    matrices, moved, reduce = self.recipe.matrices(locate.points[good]), np.empty(locate.points.shape, np.float32), np.ones(len(locate.points), int)
-    moved[good] = transform_points(matrices, locate.points[good])
-    reduce[good] = reduction(matrices)
-    return dict(zip(good.tolist(), matrices)), moved, None if self.exact or self.carry else reduce
-
-
-@patch
-def _cut(self: CropWorker, image, matrix, out):
-    "Warp an image into a row of the file; as `warp_images`, which is needed only where the image must be averaged down first."
-    size = self.recipe.size
-    if np.square(matrix[:, :2]).sum(0).min() > .25:
-        edge, fill = self.border == "edge", 0 if self.border == "edge" else self.border
-        cv2.warpAffine(image, matrix, (size, size), out, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE if edge else cv2.BORDER_CONSTANT, (fill,) * 3)
-    else: out[:] = warp_images([image], matrix[None], size, self.border)[0]
+    "What can be computed for all frames at once if landmarks are given."
+    if not isinstance(locate, GivenFaces): return _Ahead()
+    good, reduce = np.flatnonzero([not f for f in self.rules.faults(locate.points)]), np.ones(len(locate.points), int)
+    if not len(good): return _Ahead()
+    if not (self.exact or self.carry): reduce[good] = reduction(self.recipe.matrices(locate.points[good]))
+    return self._ahead(locate.points[good], reduce[good])._replace(reduce=reduce.tolist(), at=dict(zip(good.tolist(), range(len(good)))))
 
 
 @patch

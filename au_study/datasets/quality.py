@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..faces.alignment import MEAN_SHAPE, similarity, transform_points
+from ..faces.privacy import save_picture
 from ..files import whole_file
 
 # %% ../../nbs/datasets/68_quality.ipynb #6978e3a2
@@ -168,6 +169,7 @@ def quarantine_sheet(
     examples: Iterable,  # (subject, video, frame, reason, thumbnail or None)
     columns: int = 8,  # tiles across
     rows: int = 2,  # rows of tiles a reason, at most
+    card=None,  # DatasetCard of the faces; those of a licensed set get its mark. None: drawn faces
 ) -> Path:  # the path
     "Draw rejected frames, grouped by reason, spread evenly over those that are given."
     tiles, groups = [], {}
@@ -179,5 +181,6 @@ def quarantine_sheet(
         row += [np.full_like(row[0], 255)] * (-len(row) % columns)
         tiles += [np.concatenate(row[i:i + columns], axis=1) for i in range(0, len(row), columns)]
     sheet = np.concatenate(tiles) if tiles else _tile(None, ("nothing was put aside",))
+    if card is not None: return save_picture(sheet, path, card, allow_licensed=True)  # for the eyes of who prepares it
     with whole_file(path) as aside: aside.write_bytes(cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))[1].tobytes())
     return Path(path)
