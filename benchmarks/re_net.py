@@ -1,8 +1,7 @@
 """Speed and memory of RE-Net on this machine: the loop over AUs against one pass, and what each remedy is worth.
 
-python benchmarks/re_net.py [threads]        both sizes, batches 1 and 32, all measurements in one run
+python benchmarks/re_net.py [threads] [paper|quick]        batches 1 and 32, all measurements in one run; both sizes unless one is named
 """
-import resource
 import subprocess
 import sys
 import time
@@ -34,14 +33,21 @@ def network(width, stride):
 
 
 def fastest(calls, repeat):
-    """Shortest time of each call after one for warming up; they take turns, so that all meet the same load."""
+    """Shortest wall time and core time of each call after one for warming up (none where repeat is 1); they take turns, so that all meet the same load."""
     times = {name: [] for name in calls}
-    for turn in range(repeat + 1):
+    for turn in range(repeat + (repeat > 1)):
         for name, call in calls.items():
-            start = time.perf_counter()
+            wall, core = time.perf_counter(), time.process_time()
             call()
-            if turn: times[name].append(time.perf_counter() - start)
-    return {name: min(seen) for name, seen in times.items()}
+            if turn or repeat == 1: times[name].append((time.perf_counter() - wall, time.process_time() - core))
+    return {name: tuple(map(min, zip(*seen))) for name, seen in times.items()}
+
+
+def report(found, unit, against):
+    """A line a call: wall and core time, and how many times faster than some of them by either."""
+    for name, (wall, core) in found.items():
+        gains = ', '.join(f'{found[other][0] / wall:5.2f} / {found[other][1] / core:5.2f} x {other}' for other in against)
+        print(f'  {name:38} {wall * 1000 / unit:9.2f} ms, {core * 1000 / unit:9.2f} core ms   {gains}', flush=True)
 
 
 def inference(title, width, stride, size, batch, repeat):
@@ -57,11 +63,11 @@ def inference(title, width, stride, size, batch, repeat):
     calls = {'loop over AUs': lambda: (au_by_au(net, images), done()), 'loop, channels_last': lambda: (au_by_au(nhwc, last), done()),
              'network asked for all AUs': lambda: (torch.no_grad()(net)(images), done())}
     calls |= {name: (lambda p=p: (p(images), done())) for name, p in ready.items()}
-    gap = (ready['one pass'](images) - au_by_au(net, images)).abs().max().item()
-    found = fastest(calls, repeat)
-    print(f'\n{title}, batch {batch}, on {device}: one pass differs from the loop by at most {gap:.1e}')
-    for name, t in found.items():
-        print(f"  {name:30} {t * 1000 / batch:9.2f} ms/image {batch / t:9.1f} images/s   {found['loop over AUs'] / t:5.2f} x the loop, {found['loop, channels_last'] / t:5.2f} x the loop in channels_last")
+    few = images[:2]
+    gap = (ready['one pass'](few) - au_by_au(net, few)).abs().max().item()
+    if batch > 1: calls = {name: calls[name] for name in ('loop over AUs', 'loop, channels_last', 'one pass')}
+    print(f'\n{title}, batch {batch}, on {device}: one pass differs from the loop by at most {gap:.1e}; per image, gains by wall / core time:')
+    report(fastest(calls, repeat), batch, ('loop over AUs', 'loop, channels_last'))
 
 
 def training(title, width, stride, size, batch, repeat):
@@ -74,9 +80,8 @@ def training(title, width, stride, size, batch, repeat):
     def loop():
         net.zero_grad()
         for c in range(12): network_loss(net(images, c), labels[:, c]).backward()
-    found = fastest({'random_au': lambda: step(3), 'all_aus, split behind the first layer': lambda: step(None), 'all_aus, twelve runs': loop}, repeat)
     print(f'\n{title}, training step of {batch}')
-    for name, t in found.items(): print(f'  {name:38} {t * 1000:9.1f} ms')
+    report(fastest({'random_au': lambda: step(3), 'all_aus, split behind the first layer': lambda: step(None), 'all_aus, twelve runs': loop}, repeat), 1, ('all_aus, twelve runs',))
 
 
 def peak(kind, title, batch):
@@ -85,9 +90,15 @@ def peak(kind, title, batch):
     torch.set_num_threads(1)
     net, images = network(width, stride), torch.rand(batch, 3, size, size)
     au_by_au(net, images[:1, :, :32, :32])                          # libraries are loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')      # Linux: the highest mark starts again from here
+    before = status('VmRSS')
     au_by_au(net, images) if kind == 'loop' else torch.no_grad()(net)(images) if kind == 'network' else OnePass(net, memory_mb=float(kind))(images)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((status('VmHWM') - before) / 1024)
+
+
+def status(key):
+    """A line of the process's status, in kB."""
+    with open('/proc/self/status') as f: return int(next(line for line in f if line.startswith(key)).split()[1])
 
 
 def memory(title, batch):
@@ -103,9 +114,11 @@ if __name__ == '__main__':
     else:
         torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
         print(f'{torch.get_num_threads()} threads, torch {torch.__version__}')
+        chosen = sys.argv[2] if len(sys.argv) > 2 else ''
         for title, (width, stride, size) in SIZES.items():
+            if not title.startswith(chosen): continue
             big = size > 100
             inference(title, width, stride, size, 1, 5 if big else 30)
             inference(title, width, stride, size, 32, 1 if big else 5)
-            training(title, width, stride, size, 2 if big else 16, 1 if big else 5)
+            training(title, width, stride, size, 2 if big else 16, 2 if big else 5)
             memory(title, 8 if big else 32)
