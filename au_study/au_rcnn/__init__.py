@@ -15,5 +15,6 @@ from .two_stream import ARTwoStream
 from .partition import GROUPS, PUBLISHED_MEAN_BOXES, ROIS, au_boxes, box_areas, box_names, crop_rect, groups_for, mean_boxes, merge_rois, roi_labels, roi_membership, roi_polygons
 
 # %% ../../nbs/au_rcnn/index.ipynb #a23bb793
-__all__ = ['ARConvLSTM', 'ARTwoStream', 'AUCRF', 'AUTAL', 'AURCNN', 'AURCNNNet', 'FaceCNN', 'FaceCNNNet', 'GROUPS', 'PUBLISHED_MEAN_BOXES', 'ROIS', 'au_boxes', 'backbone_parts', 'box_areas', 'box_names', 'crop_rect',
+__all__ = ['ARConvLSTM', 'ARTwoStream', 'AUCRF', 'AUTAL', 'AURCNN', 'AURCNNNet', 'FaceCNN', 'FaceCNNNet',
+           'GROUPS', 'PUBLISHED_MEAN_BOXES', 'ROIS', 'au_boxes', 'backbone_parts', 'box_areas', 'box_names', 'crop_rect',
            'groups_for', 'mean_boxes', 'merge_logits', 'merge_rois', 'paper_trainer', 'roi_labels', 'roi_loss', 'roi_membership', 'roi_polygons']

@@ -30,7 +30,8 @@ def _annotations(tree):
     found, problems = {}, []
     tops = [p for _, a in tree.folders("", r"annotations") for _, p in tree.folders(a, r"AU_Set")] or [p for _, p in tree.folders("", r"AU_Set")]
     if not tops:
-        problems.append(Problem("error", f"There is no folder annotations/AU_Set; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.", "Give the folder that holds annotations." + tree.elsewhere("annotations|AU_Set")))
+        problems.append(Problem("error", f"There is no folder annotations/AU_Set; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.",
+                                "Give the folder that holds annotations." + tree.elsewhere("annotations|AU_Set")))
     for part in SETS:
         folders = [p for top in tops for _, p in tree.folders(top, part)]
         files = [x for folder in folders for x in tree.files(folder, r"(.+)\.txt") if not x[0][1].startswith(".")]

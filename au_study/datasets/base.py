@@ -207,7 +207,8 @@ def match_frames(self: Dataset,
     elif len(after): within = absent
     if len(within): found.append(say("note" if self.pictures_have_gaps else "warning", f"Frames with labels and without picture ({len(within)}): {frame_ranges(within)}.", frame=within[0]))
     beyond = extra[(extra < wanted.min()) | (extra > wanted.max())] if self.all_coded else extra[:0]
-    if len(beyond): found.append(say("warning", f"Pictures before the first or after the last label ({len(beyond)}): {frame_ranges(beyond)}; the labels of {' '.join(dict.fromkeys(recording.key))} run from {wanted.min()} to {wanted.max()}.",
+    if len(beyond): found.append(say("warning", f"Pictures before the first or after the last label ({len(beyond)}): {frame_ranges(beyond)}; "
+                                       f"the labels of {' '.join(dict.fromkeys(recording.key))} run from {wanted.min()} to {wanted.max()}.",
                                      "Here every picture has a label: compare the label file with the owner's.", beyond[0]))
     extra = np.setdiff1d(extra, beyond)
     if len(extra): found.append(say("note", f"Pictures without label ({len(extra)}): {frame_ranges(extra)}.", frame=extra[0]))

@@ -229,7 +229,8 @@ def _occurrence(self: BP4D, recording):
     if "occlusion" in table:
         covered = (table.pop("occlusion") == 1).to_numpy()
         table.loc[covered, [c for c in self.columns if c in table]] = np.nan
-        if covered.any(): problems.append(recording.problem("note", f"{counted(covered.sum(), 'frame')} flagged as occluded, to count as unlabelled; the first is frame {table['frame'][covered].iloc[0]}.",
+        if covered.any(): problems.append(recording.problem("note", f"{counted(covered.sum(), 'frame')} flagged as occluded, to count as unlabelled; "
+                                                            f"the first is frame {table['frame'][covered].iloc[0]}.",
                                                             line=int(table["line"][covered].iloc[0]), column="occlusion", **where))
     return table, problems
 

@@ -155,7 +155,8 @@ def _against_expected(dataset, counts, recordings):
                           'A smaller copy may be meant; numbers of it compare with no published ones.')
     low, high = dataset.manifest.per_video or (0, np.inf)
     for r in recordings.itertuples():
-        if r.rows and not low <= r.rows <= high: yield Problem('warning', f'{counted(r.rows, "row")} of labels, videos of {dataset.manifest.title} have {low} to {high}.', subject=r.subject, video=r.video)
+        if r.rows and not low <= r.rows <= high:
+            yield Problem('warning', f'{counted(r.rows, "row")} of labels, videos of {dataset.manifest.title} have {low} to {high}.', subject=r.subject, video=r.video)
 
 # %% ../../nbs/datasets/65_check.ipynb #6cbc3263
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def _label_files(tree):
     found, problems = {}, []
     tops = tree.folders("", r"ActionUnit_Labels")
     if not tops:
-        problems.append(Problem("error", f"There is no folder ActionUnit_Labels; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.", "Give the folder that holds it." + tree.elsewhere("ActionUnit_Labels")))
+        problems.append(Problem("error", f"There is no folder ActionUnit_Labels; the root holds {', '.join(tree.look()[1][:6]) or 'no folder'}.",
+                                "Give the folder that holds it." + tree.elsewhere("ActionUnit_Labels")))
     for m, folder in (x for _, top in tops for x in tree.folders(top, _SUBJECT)):
         subject, ours = m[1].upper(), tree.files(folder, _AU_FILE)
         files = found.setdefault(subject, {})
@@ -198,7 +199,8 @@ def _one_camera(self: DISFA, camera, labels, problems):
     for subject in sorted({*labels, *media}):
         r = Recording(subject, camera, tuple(self.root / p for _, p in sorted(labels.get(subject, {}).items())), media.get(subject))
         if camera == "left": r.landmarks = _landmark_folder(self.tree, subject)
-        if media and r.media is None and subject not in refused: problems.append(r.problem("error", f"The {camera} video of {subject} is missing.", "Fetch it from the owner.", file=f"{home}/{camera.title()}Video{subject}_comp.avi"))
+        if media and r.media is None and subject not in refused:
+            problems.append(r.problem("error", f"The {camera} video of {subject} is missing.", "Fetch it from the owner.", file=f"{home}/{camera.title()}Video{subject}_comp.avi"))
         if not r.labels: problems.append(r.problem("error", "It has no label files.", "Fetch them from the owner.", file=f"ActionUnit_Labels/{subject}"))
         found.append(r)
     return found
