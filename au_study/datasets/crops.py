@@ -7,11 +7,15 @@ __all__ = ['HEADER', 'CODES', 'Found', 'GivenFaces', 'DetectedFaces', 'given_poi
            'rows_agree', 'reduction', 'Warps', 'Book', 'Written', 'read_book', 'read_found', 'CropWorker']
 
 # %% ../../nbs/datasets/69_crops.ipynb #0ce68aac
+import contextlib
+import errno
 import inspect
 import json
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -140,28 +144,54 @@ def npy_header(shape):
 
 class CropRows:
     "Writes crops one after the other, beginning at a row of the file; `.digests` has the hash of each."
-    def __init__(self, path, row, size, chunk=1 << 20):
-        self.bytes, self.n, self.digests = size * size * 3, 0, []
-        self.at, self.file = HEADER + row * self.bytes, os.open(path, os.O_WRONLY)
-        self.buffer = np.empty((max(1, chunk // self.bytes), size, size, 3), np.uint8)
-        self.place = self.buffer[0]  # where the next crop is made
+    block = 4096  # bytes; direct writes begin and end at multiples
 
-    def keep(self):
+    def __init__(self, path, row, size, chunk=4 << 20):
+        start, self.shape, self.each, self.digests = HEADER + row * size * size * 3, (size, size, 3), size * size * 3, []
+        self.first, self.foreign = start - start % self.block, start % self.block  # where the buffer begins in the file, and how many of its bytes belong to others
+        self.used, self.file, self.straight = self.foreign, os.open(path, os.O_WRONLY), None
+        with contextlib.suppress(OSError, AttributeError): self.straight = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        self.buffers = [mmap.mmap(-1, max(chunk, self.each) + 2 * self.block) for _ in range(2)]  # mapped memory begins at a multiple of a block
+        self.thread, self.pending = ThreadPoolExecutor(1), None
+
+    @property
+    def place(self):
+        "Where the next crop is made."
+        return np.frombuffer(self.buffers[0], np.uint8, self.each, self.used).reshape(self.shape)
+
+    def keep(self, digest=None):
         "The crop in `place` is ready."
-        self.digests.append(crop_digest(self.place))
-        self.n += 1
-        if self.n == len(self.buffer): self.flush()
-        self.place = self.buffer[self.n]
+        self.digests.append(crop_digest(self.place) if digest is None else digest)
+        self.used += self.each
+        if self.used + self.each > len(self.buffers[0]): self._hand_over(self.used - self.used % self.block)
 
-    def flush(self):
-        data = memoryview(self.buffer[:self.n].reshape(-1))
-        while len(data): done = os.pwrite(self.file, data, self.at); data, self.at = data[done:], self.at + done
-        self.n = 0
+    def _hand_over(self, n):
+        "Let the thread write the first `n` bytes, and go on in the other buffer with the rest."
+        if self.pending: self.pending.result()
+        full, other = self.buffers
+        other[:self.used - n] = full[n:self.used]
+        self.pending = self.thread.submit(self._write, full, self.first, self.foreign, n)
+        self.buffers, self.first, self.used, self.foreign = [other, full], self.first + n, self.used - n, 0
 
     def __enter__(self): return self
     def __exit__(self, kind, *_):
-        if kind is None: self.flush()
-        os.close(self.file)
+        try:
+            if kind is None: self._hand_over(self.used); self.pending.result()
+        finally:
+            self.thread.shutdown()
+            for f in (self.file, self.straight): os.close(f) if f is not None else None
+
+
+@patch
+def _write(self: CropRows, data, first, start, stop):
+    "Write bytes `start` to `stop` of a buffer that begins at `first` in the file: whole blocks directly, the ends by the system's cache."
+    low, high = min(-(-start // self.block) * self.block, stop), max(stop - stop % self.block, start)
+    for f, a, b in ((self.file, start, low), (self.straight, low, high), (self.file, max(low, high), stop)):
+        while a < b:
+            try: a += os.pwrite(self.file if f is None or a % self.block else f, memoryview(data)[a:b], first + a)
+            except OSError as e:
+                if f != self.straight or e.errno != errno.EINVAL: raise
+                f = None  # not on this file system
 
 
 def rows_agree(

@@ -89,10 +89,11 @@ def decode_image(
         with _quiet(): image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as e: image, fault = None, f" ({str(e).strip().splitlines()[-1][:80]})"
     if image is None: return None, f"cannot be decoded: {len(data)} bytes beginning with {data[:8]!r}{fault or ''}"
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), None
+    return image if _RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), None
 
 
-_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # OpenCV from 4.11 on decodes to this order, which saves a pass
+_REDUCED = {k: flag - 1 + _RGB if _RGB else flag for k, flag in {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}.items()}
 
 # %% ../../nbs/datasets/30_media.ipynb #15999a8d
 class Media:
@@ -244,7 +245,14 @@ class ImageFolder(_Images):
         return files, problems
 
     @contextmanager
-    def _fetcher(self): yield lambda name: (self.path / name).read_bytes()
+    def _fetcher(self):
+        folder = os.path.join(self.path, "")
+        yield lambda name: _content(folder + name)
+
+
+def _content(path):
+    "The bytes of a file."
+    with open(path, "rb", buffering=0) as f: return f.read()
 
 # %% ../../nbs/datasets/30_media.ipynb #ad70205e
 @lru_cache(maxsize=4)

@@ -28,7 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .base import Dataset, Recording
-from .crops import CODES, HEADER, CropWorker, Written, npy_header, read_book, read_found, rows_agree
+from .crops import CODES, HEADER, CropRows, CropWorker, Written, npy_header, read_book, read_found, rows_agree
 from .media import ImageFolder, ZipImages
 from .problems import DatasetError, raise_errors
 from .quality import REASONS, FaceChoice, Plausibility, quarantine_sheet, quarantine_table
@@ -233,9 +233,9 @@ def _gather(source, target, spans, size, total):
         _link(source, target)
     else:
         _need_room(target, total * each, "Frames were put aside, so the rows of the others are moved together in a new file: the crops")
-        with open(source, "rb") as old, open(target, "wb") as new:
-            new.seek(HEADER)
-            for row, k in spans: _copy(old, new, HEADER + row * each, k * each)
+        target.touch()
+        with open(source, "rb", buffering=0) as old, CropRows(target, 0, size) as new:
+            for row, k in spans: _copy(old, new, HEADER + row * each, k)
     with open(target, "r+b") as f:
         f.write(npy_header((total, size, size, 3)))
         f.truncate(at + total * each); f.flush(); os.fsync(f.fileno())
@@ -255,13 +255,13 @@ def _link(source, target):
     except OSError: shutil.copyfile(source, target)
 
 
-def _copy(old, new, at, n, piece=16 << 20):
-    "Append `n` bytes of an open file to another."
+def _copy(old, new, at, n):
+    "Append `n` crops of an open file to another."
     old.seek(at)
-    while n:
-        data = old.read(min(piece, n))
-        if not data: raise PrepareError("The file of crops is shorter than its books say: it was changed. Delete the working folder and prepare again.")
-        new.write(data); n -= len(data)
+    for i in range(n):
+        if old.readinto(new.place) != new.each: raise PrepareError("The file of crops is shorter than its books say: it was changed. Delete the working folder and prepare again.")
+        new.keep(b"")
+        if hasattr(os, "posix_fadvise") and (i % 64 == 63 or i == n - 1): os.posix_fadvise(old.fileno(), at, new.each * (i + 1), os.POSIX_FADV_DONTNEED)  # memory for the next
 
 # %% ../../nbs/datasets/70_prepare.ipynb #f87af22d
 def _read_books(place, sources, pieces):
@@ -477,9 +477,9 @@ def _pass(worker, function, folder, jobs, progress, text):
     "Call `function` for every piece whose file in `folder` is missing or does not fit the crops, the longest first."
     pieces, done = worker.sources, _sound(worker, folder)
     todo = sorted(set(range(len(pieces))) - done, key=lambda i: -len(pieces[i]))
-    total, before, flusher = sum(map(len, pieces)), sum(len(pieces[i]) for i in done), _Flusher(worker.place / "crops.part")
-    with flusher, tqdm(total=total, initial=before, desc=f"{worker.dataset.name}: {text}", unit="frame", disable=not progress, mininterval=1.0) as bar:
-        for _ in run_jobs(function, todo, min(jobs, len(todo)) if jobs else 0, bar.update, lambda i: f"{worker.dataset.name} {pieces[todo[i]].name}"): flusher()
+    total, before = sum(map(len, pieces)), sum(len(pieces[i]) for i in done)
+    with tqdm(total=total, initial=before, desc=f"{worker.dataset.name}: {text}", unit="frame", disable=not progress, mininterval=1.0) as bar:
+        for _ in run_jobs(function, todo, min(jobs, len(todo)) if jobs else 0, bar.update, lambda i: f"{worker.dataset.name} {pieces[todo[i]].name}"): pass
     return done
 
 # %% ../../nbs/datasets/70_prepare.ipynb #8b5d4676
@@ -492,20 +492,6 @@ def _sound(worker, folder):
         except Exception: path.unlink(); return None  # a torn file may fail in any way
         return int(path.stem)
     with ThreadPoolExecutor(2) as threads: return {i for i in threads.map(fits, (worker.place / folder).glob("[0-9]*.npz")) if i is not None}
-
-
-class _Flusher:
-    "Brings a file to the disk in a thread, as often as it is called and has ended."
-    def __init__(self, path): self.path, self.threads, self.last = path, ThreadPoolExecutor(1), None
-
-    def _flush(self):
-        with open(self.path, "rb") as f: os.fsync(f.fileno())
-
-    def __call__(self):
-        if self.path.exists() and (self.last is None or self.last.done()): self.last = self.threads.submit(self._flush)
-
-    def __enter__(self): return self
-    def __exit__(self, *_): self.threads.shutdown()
 
 # %% ../../nbs/datasets/70_prepare.ipynb #0e6f8bec
 def _mean_recipe(worker, most=20_000):
