@@ -165,3 +165,11 @@ def test_a_hook_that_is_there_is_not_overwritten(clone):
     git("config", "core.hooksPath", str(folder.parent / "elsewhere"))
     with pytest.raises(SystemExit, match="serves other clones"):
         hooks.install_pre_commit(folder)
+
+
+def test_the_quarantine_sheet_of_a_licensed_set_carries_its_mark(licensed, tmp_path):
+    from au_study.datasets.quality import REASONS, quarantine_sheet
+    examples = [("S1", "T1", 3, next(iter(REASONS)), np.full((144, 120, 3), 90, np.uint8))]
+    marked = quarantine_sheet(tmp_path / "licensed.png", examples, card=licensed.card)
+    plain = quarantine_sheet(tmp_path / "made.png", examples, card=replace(licensed.card, synthetic=True))
+    assert privacy.marks_in(marked.read_bytes()) == {"bp4d"} and privacy.marks_in(plain.read_bytes()) == set()

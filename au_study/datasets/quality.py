@@ -181,6 +181,6 @@ def quarantine_sheet(
         row += [np.full_like(row[0], 255)] * (-len(row) % columns)
         tiles += [np.concatenate(row[i:i + columns], axis=1) for i in range(0, len(row), columns)]
     sheet = np.concatenate(tiles) if tiles else _tile(None, ("nothing was put aside",))
-    if card is not None: return save_picture(sheet, path, card, allow_licensed=True)  # for the eyes of who prepares it
+    if card is not None and not card.synthetic: return save_picture(sheet, path, card, allow_licensed=True)  # for the eyes of who prepares it
     with whole_file(path) as aside: aside.write_bytes(cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))[1].tobytes())
     return Path(path)
