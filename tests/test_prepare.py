@@ -225,6 +225,38 @@ def test_other_settings_or_sources_are_not_continued(tree, tmp_path, monkeypatch
     with pytest.raises(PrepareError, match="set was prepared differently: size is 40 there and 44 here.*Delete it"): prepare(data, out, **{**OPTIONS, "size": 44})
 
 
+def test_what_was_torn_meanwhile_is_prepared_again(tree, whole, tmp_path, monkeypatch):
+    "As after a power failure: books without their crops, and books without their content."
+    monkeypatch.setattr(module, "_assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): prepare(Folders(tree), tmp_path / "set", **OPTIONS)
+    monkeypatch.undo()
+    place = tmp_path / "set.preparing"
+    with open(place / "crops.part", "r+b") as f: f.seek(module.HEADER + 45 * 40 * 40 * 3); f.write(bytes(999))  # in the second recording
+    (place / "parts/00004.npz").write_bytes(b"")
+    book = (place / "parts/00005.npz").read_bytes()
+    (place / "parts/00005.npz").write_bytes(book[:len(book) // 2])
+    result = prepare(Folders(tree), tmp_path / "set", **OPTIONS)
+    assert result.reused == 3 and files(result.folder) == whole
+
+
+def test_a_long_recording_is_cut_into_pieces(tmp_path, monkeypatch):
+    root, said = draw(tmp_path / "tree", subjects=("A",), videos=("T1",), frames=300), {}
+    for n in (5, 130, 131, 290, 291): (root / f"A/T1/{n:03d}.jpg").write_bytes(b"")
+    data = Folders(root, frames=300)
+    data.changed_marks["A", "T1", 200] = None
+    for name, options in dict(two={}, alone=dict(jobs=0), procrustes=dict(recipe="procrustes")).items():
+        said[name] = prepare(data, tmp_path / name, **{**OPTIONS, **options})
+        assert said[name].quarantine.frame.tolist() == [5, 130, 131, 200, 290, 291] and said[name].recordings.kept.tolist() == [294]
+    assert files(tmp_path / "two") == files(tmp_path / "alone")
+    monkeypatch.setattr(module, "PIECE", 1000)
+    assert files(prepare(data, tmp_path / "whole", **OPTIONS).folder) == files(tmp_path / "two")  # the cuts are not seen in the result
+
+
+def test_a_full_disk_is_told_before(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda place: argparse.Namespace(free=10 ** 6))
+    with pytest.raises(PrepareError, match=r"The crops take up to 0.00115 GB and the disk of set.preparing has 0.001 GB left. Free space"): prepare(Folders(tree), tmp_path / "set", **OPTIONS)
+
+
 def test_planted_faults_land_in_quarantine(tmp_path):
     root = draw(tmp_path / "tree", subjects=("A",), frames=12)
     data, folder = Folders(root, frames=14), root / "A/T1"  # two labels more than pictures
@@ -326,6 +358,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
 def test_the_command(tree, tmp_path, monkeypatch, capsys):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
+    monkeypatch.setenv("AU_STUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("au_study.datasets.base.open_dataset", lambda name, root, **options: Folders(root) if (name, options) == ("folders", {}) else None)
     call = ["folders", str(tree), "--out", str(tmp_path / "set"), "--size", "32", "--jobs", "2", "--stride", "5", "--subjects", "A", "C", "--aus", "12", "--threshold", "3", "--quiet"]
     assert module.run(parser.parse_args(call)) == 0
@@ -333,6 +366,9 @@ def test_the_command(tree, tmp_path, monkeypatch, capsys):
     assert "32 frames of 4 recordings = 32 kept + 0 quarantined" in said and "threshold" in said
     faces = FaceSet.load(tmp_path / "set")
     assert (len(faces), faces.aus, faces.card.threshold, faces.size, faces.subjects) == (32, (12,), 3.0, 32, ["A", "C"])
+    monkeypatch.setattr("au_study.study.config.open_known", lambda name, **options: Folders(tree))
+    assert module.run(parser.parse_args(["folders", *call[2:3], str(tmp_path / "known"), *call[4:]])) == 0  # without a root: the one that is known
+    assert files(tmp_path / "known") == files(tmp_path / "set")
     with pytest.raises(PrepareError, match="--aus is 'x'"): module.run(parser.parse_args([*call[:4], "--aus", "x"]))
 
 

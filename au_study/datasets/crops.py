@@ -146,12 +146,13 @@ class CropRows:
     "Writes crops one after the other, beginning at a row of the file; `.digests` has the hash of each."
     block = 4096  # bytes; direct writes begin and end at multiples
 
-    def __init__(self, path, row, size, chunk=4 << 20):
+    def __init__(self, path, row, size, chunk=2 << 20):
         start, self.shape, self.each, self.digests = HEADER + row * size * size * 3, (size, size, 3), size * size * 3, []
         self.first, self.foreign = start - start % self.block, start % self.block  # where the buffer begins in the file, and how many of its bytes belong to others
         self.used, self.file, self.straight = self.foreign, os.open(path, os.O_WRONLY), None
         with contextlib.suppress(OSError, AttributeError): self.straight = os.open(path, os.O_WRONLY | os.O_DIRECT)
-        self.buffers = [mmap.mmap(-1, max(chunk, self.each) + 2 * self.block) for _ in range(2)]  # mapped memory begins at a multiple of a block
+        length = max(chunk, self.each) + 2 * self.block
+        self.buffers = [_SPARE.pop() if _SPARE and len(_SPARE[-1]) == length else mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]  # begins at a multiple of a block; private, or forked workers would share it
         self.thread, self.pending = ThreadPoolExecutor(1), None
 
     @property
@@ -179,7 +180,11 @@ class CropRows:
             if kind is None: self._hand_over(self.used); self.pending.result()
         finally:
             self.thread.shutdown()
+            _SPARE[:] = self.buffers
             for f in (self.file, self.straight): os.close(f) if f is not None else None
+
+
+_SPARE = []  # buffers of the last piece: fresh memory costs time
 
 
 @patch

@@ -109,33 +109,49 @@ def _files_of(place):
 # %% ../../nbs/datasets/70_prepare.ipynb #b5aff98a
 @dataclass
 class _Reader:
-    "Reads the labels of recordings; a class, so that it can be sent to a worker."
+    "Reads the labels of some recordings; a class, so that it can be sent to a worker."
     dataset: Dataset
     stride: int
 
-    def __call__(self, recording, report):
-        table, problems = self.dataset.read_labels(recording)
-        if any(p.severity == "error" for p in problems): return None, problems
-        table = check_frames(table, [int(c[2:]) for c in self.dataset.columns], None).iloc[::self.stride].reset_index(drop=True)
-        report(1)
+    def __call__(self, recordings, report):
+        read = [self.dataset.read_labels(r) for r in recordings]
+        bad = [any(p.severity == "error" for p in problems) for _, problems in read]
+        tables = iter(self.checked([(r, t) for r, (t, _), wrong in zip(recordings, read, bad) if not wrong]))
+        report(len(recordings))
+        return [(None if wrong else self.source(r, next(tables)), problems) for r, (_, problems), wrong in zip(recordings, read, bad)]
+
+    def checked(self, tables):
+        "Frame tables of recordings, checked together where they are alike."
+        check = lambda table: check_frames(table, [int(c[2:]) for c in self.dataset.columns], None)
+        if len({tuple(t.dtypes.items()) for _, t in tables if len(t)}) == 1 and all(len(t) for _, t in tables):
+            together = check(pd.concat([t for _, t in tables], ignore_index=True))
+            keys = list(zip(together["subject"], together["video"]))
+            first, last = {k: i for i, k in reversed(list(enumerate(keys)))}, {k: i for i, k in enumerate(keys)}
+            parts = [together.iloc[first[r.key]:last[r.key] + 1] if r.key in first else () for r, _ in tables]
+            if list(map(len, parts)) == [len(t) for _, t in tables]: return [p.reset_index(drop=True) for p in parts]
+        return [check(t) for _, t in tables]
+
+    def source(self, recording, table):
+        table = table.iloc[::self.stride].reset_index(drop=True)
         numbers = table["frame"].to_numpy(dtype=np.int64)
         ships = len(numbers) > 0 and self.dataset.read_landmarks(recording, numbers[:1]) is not None
         files = _files_of(getattr(recording.media, "path", None)) + _files_of(recording.landmarks)
         labels = hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=16)
         stamps = [hashlib.blake2b(labels.digest() + repr(f).encode(), digest_size=12).hexdigest() for f in ([x[:2] for x in files], files)]
-        return _Source(recording, table, ships, *stamps), problems
+        return _Source(recording, table, ships, *stamps)
 
 # %% ../../nbs/datasets/70_prepare.ipynb #225bc683
-def _read_sources(dataset, subjects, stride, jobs):
+def _read_sources(dataset, subjects, stride, jobs, at_once=16):
     "The recordings that have labels, sorted; raises DatasetError for errors in their labels."
     recordings = sorted((r for r in dataset.recordings() if r.labels), key=lambda r: (r.subject, r.video))
     if subjects is not None:
         unknown = sorted(set(subjects) - {r.subject for r in recordings})
         if unknown: raise PrepareError(f"There are no labels of the subjects {', '.join(unknown)}; there are {', '.join(sorted({r.subject for r in recordings}))}.")
         recordings = [r for r in recordings if r.subject in set(subjects)]
-    few = len(recordings) <= 8  # read sooner than processes start
-    read = dict(run_jobs(_Reader(dataset, stride), recordings, 0 if few else jobs, name=lambda i: f"{recordings[i].subject} {recordings[i].video}"))
-    read = [read[i] for i in range(len(recordings))]
+    groups = [recordings[i:i + at_once] for i in range(0, len(recordings), at_once)]
+    name = lambda i: " to ".join(dict.fromkeys(f"{r.subject} {r.video}" for r in (groups[i][0], groups[i][-1])))
+    read = dict(run_jobs(_Reader(dataset, stride), groups, 0 if len(groups) < 2 else min(jobs, len(groups)), name=name))  # one group is read sooner than processes start
+    read = [r for i in range(len(groups)) for r in read[i]]
     in_labels = [p for p in dataset.problems if not dataset.label_folders or not p.file or any(_begins(p.file, f) for f in dataset.label_folders)]
     raise_errors([*in_labels, *(p for _, problems in read for p in problems)])
     sources = [s for s, _ in read if len(s)]
@@ -145,7 +161,6 @@ def _read_sources(dataset, subjects, stride, jobs):
 
 def _begins(file, pattern):
     "Whether a problem's file lies in a label folder of the data set."
-
     return re.match(pattern, file, re.IGNORECASE) is not None
 
 # %% ../../nbs/datasets/70_prepare.ipynb #4a972597
@@ -508,7 +523,7 @@ def _mean_recipe(worker, most=20_000):
 def add_arguments(parser):
     "Declare the arguments of `au-study prepare`."
     parser.add_argument("dataset", metavar="DATASET", help="bp4d, bp4d_plus, disfa or affwild2")
-    parser.add_argument("root", metavar="ROOT", help="the distributor's folder")
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="the distributor's folder (default: the one that `au-study data add` remembers)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder that shall hold the FaceSet")
     parser.add_argument("--size", type=int, default=256, metavar="S", help="side of a crop in pixels (default 256)")
     parser.add_argument("--recipe", default="five-point", choices=list(RECIPES), help="how faces are cut (default five-point)")
@@ -536,8 +551,7 @@ def run(
     args,  # as parsed
 ) -> int:  # exit code
     "`au-study prepare`."
-    from au_study.datasets.base import open_dataset
-    dataset = open_dataset(args.dataset, args.root, **{n: getattr(args, n) for n in _OF_DATASET if getattr(args, n) is not None})
+    dataset = _opened(args.dataset, args.root, {n: getattr(args, n) for n in _OF_DATASET if getattr(args, n) is not None})
     result = prepare(dataset, args.out, **_parsed(args))
     idle = [r for r in dataset.recordings() if not r.labels]
     print(result.faces.describe().to_string())
@@ -548,6 +562,16 @@ def run(
     return 0
 
 # %% ../../nbs/datasets/70_prepare.ipynb #546777f4
+def _opened(name, root, options):
+    "The data set; without a root the one that the user's config knows. What a study trains is kept where studies keep it."
+    from au_study.study.config import open_known  # study lies above this module and is needed by the command alone
+    from au_study.study.data import cache_root
+    os.environ.setdefault("AU_STUDY_CACHE", str(cache_root()))
+    if root is None: return open_known(name, **options)
+    from au_study.datasets.base import open_dataset
+    return open_dataset(name, root, **options)
+
+
 def _parsed(args):
     "Arguments of the command line as arguments of `prepare`."
     try: aus = args.aus if args.aus in (None, "coded") else tuple(int(a) for a in args.aus.replace("AU", "").split(","))

@@ -8,6 +8,7 @@ __all__ = ['WorkerError', 'count_jobs', 'run_jobs']
 # %% ../../nbs/datasets/67_workers.ipynb #2f48d532
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -47,6 +48,7 @@ def _prepare_process():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
     cv2.setNumThreads(0)
+    gc.freeze()  # what was there before the fork is not looked through for rubbish: looking would copy its memory
 
 
 def _work(function, jobs, pipe, parent, others):
