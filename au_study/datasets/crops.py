@@ -151,8 +151,7 @@ class CropRows:
         self.first, self.foreign = start - start % self.block, start % self.block  # where the buffer begins in the file, and how many of its bytes belong to others
         self.used, self.file, self.straight = self.foreign, os.open(path, os.O_WRONLY), None
         with contextlib.suppress(OSError, AttributeError): self.straight = os.open(path, os.O_WRONLY | os.O_DIRECT)
-        length = max(chunk, self.each) + 2 * self.block
-        self.buffers = [_SPARE.pop() if _SPARE and len(_SPARE[-1]) == length else mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]  # begins at a multiple of a block; private, or forked workers would share it
+        self.buffers = [_buffer(max(chunk, self.each) + 2 * self.block) for _ in range(2)]
         self.thread, self.pending = ThreadPoolExecutor(1), None
 
     @property
@@ -185,6 +184,12 @@ class CropRows:
 
 
 _SPARE = []  # buffers of the last piece: fresh memory costs time
+
+
+def _buffer(length):
+    "Memory that begins at a multiple of a block; private, or forked workers would share it."
+    if _SPARE and len(_SPARE[-1]) == length: return _SPARE.pop()
+    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 @patch

@@ -36,7 +36,7 @@ from .workers import WorkerError, count_jobs, run_jobs
 from ..faces.alignment import EyeLineCrop, FivePointCrop, LandmarkBoxCrop, ProcrustesCrop
 from ..faces.faceset import FORMAT as FACESET_FORMAT
 from ..faces.faceset import FaceSet, fingerprint_of
-from ..faces.frames import KEYS, check_frames, write_frames
+from ..faces.frames import check_frames, write_frames
 from ..faces.landmarks import DlibDetector, WorldDetector
 from ..files import remove_whole, write_text
 
@@ -193,13 +193,31 @@ def _working(out):
     place = out.with_name(out.name + ".preparing")
     place.mkdir(parents=True, exist_ok=True)
     with open(place / ".lock", "a+") as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise PrepareError(f"Another process ({lock.read().strip() or 'unknown'}) is preparing {out.name}. Wait for it, end it, or choose another folder.") from None
+        holder = _holder(lock)
+        if holder: raise PrepareError(f"Another process ({holder}) is preparing {out.name}. Wait for it, end it, or choose another folder.")
         if not (place / ".lock").exists(): raise PrepareError(f"Another process has just finished {out.name}. Call again to use its result.")
         lock.truncate(0); lock.write(f"{socket.gethostname()}, process {os.getpid()}"); lock.flush()
         yield place
+
+
+def _holder(lock, patience=2.0):
+    "Lock a file, or say who has. The workers of a process that was killed hold its lock until they are gone, too; they are waited for."
+    end = time.monotonic() + patience
+    while True:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB); return ""
+        except OSError: lock.seek(0)
+        holder = lock.read().strip()
+        host, _, number = holder.partition(", process ")
+        if time.monotonic() > end or host != socket.gethostname() or _lives(int(number)): return holder or "unknown"
+        time.sleep(.05)
+
+
+def _lives(number):
+    "Whether there is a process of this number."
+    try: os.kill(number, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return True
 
 
 def _differences(there, here):
@@ -260,7 +278,8 @@ def _need_room(place, needed, what):
     "Refuse to begin what the disk has no room for."
     free = shutil.disk_usage(place.parent).free
     if free < needed: raise PrepareError(
-        f"{what} take up to {needed / 1e9:.3g} GB and the disk of {place.parent.name} has {free / 1e9:.3g} GB left. Free space and call again, or choose another disk for the result, a smaller size or a larger stride.")
+        f"{what} take up to {needed / 1e9:.3g} GB and the disk of {place.parent.name} has {free / 1e9:.3g} GB left. "
+        "Free space and call again, or choose another disk for the result, a smaller size or a larger stride.")
 
 
 def _link(source, target):

@@ -97,7 +97,7 @@ def _fate(code):
 # %% ../../nbs/datasets/67_workers.ipynb #b8007c84
 class _Pool:
     "The workers of one call of run_jobs."
-    def __init__(self, function, jobs, processes, method):
+    def __init__(self, function, jobs, processes, method, waiting):
         method = method or ("fork" if sys.platform == "linux" else "spawn")
         context, self.pipes, self.processes, self.busy = multiprocessing.get_context(method), {}, {}, {}
         for _ in range(processes):
@@ -109,6 +109,7 @@ class _Pool:
                 process.start()
             theirs.close()
             self.pipes[mine], self.processes[mine] = mine, process
+            if waiting: self.give(mine, waiting.pop())  # it begins while the next one is made
 
     def give(self, pipe, number):
         "Hand a job to a worker; one that has died meanwhile is noticed by `events`."
@@ -143,9 +144,9 @@ def run_jobs(
     if not processes:
         for number, job in enumerate(jobs): yield number, function(job, lambda n=1, now=False: tell(n))
         return
-    waiting, failed, pool = list(range(len(jobs)))[::-1], None, _Pool(function, jobs, min(processes, max(len(jobs), 1)), method)
+    waiting, failed = list(range(len(jobs)))[::-1], None
+    pool = _Pool(function, jobs, min(processes, max(len(jobs), 1)), method, waiting)
     try:
-        for pipe in pool.pipes: pool.give(pipe, waiting.pop()) if waiting else None
         while pool.busy:
             for pipe, kind, content in pool.events():
                 if kind == "items": tell(content); continue
