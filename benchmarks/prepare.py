@@ -30,6 +30,7 @@ from au_study.world.renderer import Scene, render_faces
 CASES = {  # name: (width, height, JPEG quality, crop, frames); frames of four recordings together, of one where the name says so
     "BP4D picture 1040x1392, crop 256": (1040, 1392, 85, 256, 1200),
     "BP4D picture 1040x1392, quality 95, crop 200": (1040, 1392, 95, 200, 800),
+    "DISFA picture 1024x768, crop 256": (1024, 768, 90, 256, 1600),
     "DISFA picture 1024x768, crop 128": (1024, 768, 90, 128, 1600),
     "picture 512x512, crop 256": (512, 512, 90, 256, 2000),
     "world tree 384x512, crop 256": (384, 512, 92, 256, 2000),
