@@ -130,7 +130,7 @@ def check_imports_alone(notebook: dict, kind: str) -> Iterator[str]:
 
 
 def check_forbidden_imports(notebook: dict, kind: str) -> Iterator[str]:
-    "torchvision and timm are never needed, and a torchvision that does not match torch breaks lightning."
+    "torchvision and timm are never needed, and a torchvision that does not match torch breaks lightning-fabric."
     for number, cell in code_cells(notebook):
         for name in forbidden_imports(parsed(cell)):
             yield f"cell {number} imports {name}, which the kit must not need"

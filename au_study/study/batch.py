@@ -19,14 +19,14 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from ..files import remove_whole
+from ..files import Busy, claim, remove_whole
 from .analysis import analysis_text
 from .data import cache_root, record_holds
 from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
 from .manifests import ManifestError, load_study, project_root, results_root
 from .plan import Plan, in_words, make_plan, make_ready, remaining_seconds, write_plan
 from .report import collect_tables, read_failure, states, write_report
-from .runs import Busy, RunStore, claim, code_hash
+from .runs import RunStore, code_hash
 from .tables import brief, caveat, markdown, paper_name
 
 # %% ../../nbs/study/55_batch.ipynb #36c104ad
@@ -305,8 +305,9 @@ def _list(plan, store):
 
 def _reproduce(plan, store, cores, executor, again):
     drop_other_code(plan, store, again)
-    drop_old_records(plan, store.root)
-    drop_stale(plan, store)
+    for gone, why in ((drop_old_records(plan, store.root), 'records of data no longer hold (other world code, or the data were deleted)'),
+                      (drop_stale(plan, store), 'runs were made on other data')):
+        if gone: print(f"{len(gone)} {why} and are made again: {', '.join(gone)}")
     complete = all(places(k, n, store.root)['final'].is_dir() for k, e in (('data', plan.data), ('runs', plan.runs), ('studies', plan.studies)) for n in e)
     if complete: return _nothing_to_do(plan, store)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, _raise_stopped)

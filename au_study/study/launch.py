@@ -25,6 +25,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from ..files import Busy, claim, publish
+
 # %% ../../nbs/study/35_launch.ipynb #6a51019f
 class UnknownParameter(ValueError):
     "A parameter that the notebook doesn't have, or a notebook without parameters."
@@ -121,7 +123,6 @@ def gpu_place(
     gpus: str = '', # 'COUNT' or 'COUNTxRUNS'; empty: leave the choice as it is
 ):
     "Environment additions that give this launcher one GPU."
-    from au_study.study.runs import Busy, claim
     count, _, share = gpus.partition('x')
     if not int(count or 0): yield {}; return
     shown = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if os.environ.get('CUDA_VISIBLE_DEVICES') else [str(i) for i in range(int(count))]
@@ -180,7 +181,6 @@ def launch(
     command: list[str],  # the papermill call
 ) -> int:
     "Execute one notebook and publish its folder; 0 when it is there, 1 when it failed."
-    from au_study.study.runs import claim, publish
     place = places(kind, name, results)
     began = time.monotonic()
     with claim(place['work'] / 'lock', what=name):

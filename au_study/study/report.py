@@ -23,8 +23,8 @@ from .launch import places
 from .manifests import Study, load_study, results_root
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
-from .runs import RunStore, held
-from ..files import whole_file, write_text
+from .runs import RunStore
+from ..files import held, whole_file, write_text
 from .tables import WORDS, caveat, paper_name, per_au
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'registry', 'estimator_class', 'flat', 'make_estimator', 'full_params',
-           'Run', 'make_run', 'parent_of', 'base_of', 'Busy', 'claim', 'held', 'RunStore', 'publish', 'code_hash',
-           'environment', 'Stopwatch', 'fit_run', 'save_run']
+           'Run', 'make_run', 'parent_of', 'base_of', 'RunStore', 'code_hash', 'environment', 'Stopwatch', 'fit_run',
+           'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import json
@@ -25,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 import au_study
-from ..files import remove_whole
+from ..files import claim, held, remove_whole
 from .data import digest
 from .manifests import ManifestError, check_keys, results_root
 from .protocol import Protocol, protocol_of
@@ -175,43 +174,6 @@ def base_of(
     name = next((n for n, where in registry().items() if where == kind), kind)
     return make_run(name, full_params(base), run.data, run.protocol, run.fold, run.seed, run.profile)
 
-# %% ../../nbs/study/30_runs.ipynb #3036f444
-class Busy(RuntimeError):
-    "Somebody else holds the lock."
-
-@contextlib.contextmanager
-def claim(
-    path: Path,         # lock file
-    wait: float = 0,    # seconds to wait for its present holder
-    what: str = 'this', # said in the error
-):
-    "Hold an exclusive lock that the system releases when the holder ends, also when it is killed."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a+') as lock:
-        limit = time.monotonic() + wait
-        while True:
-            try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB); break
-            except OSError:
-                if time.monotonic() >= limit:
-                    lock.seek(0)
-                    raise Busy(f"{what} is being worked on by process {lock.read().strip() or '?'}; wait for it or stop it") from None
-                time.sleep(0.1)
-        lock.truncate(0); lock.write(str(os.getpid())); lock.flush()
-        try: yield
-        finally: fcntl.flock(lock, fcntl.LOCK_UN)
-
-# %% ../../nbs/study/30_runs.ipynb #96e4d72f
-def held(
-    path: Path,  # lock file
-) -> bool:
-    "Whether somebody holds the lock now."
-    if not Path(path).exists(): return False
-    try:
-        with open(path) as lock: fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError: return True
-
 # %% ../../nbs/study/30_runs.ipynb #11546687
 FILES = ('run.ipynb', 'run.json', 'scores.parquet', 'metrics.json', 'environment.json', 'timing.json', 'weights')
 
@@ -237,18 +199,6 @@ class RunStore:
         "Remove a finished run, in one step for whoever looks."
         remove_whole(self.path(run_id))
 
-# %% ../../nbs/study/30_runs.ipynb #fcd4739a
-def publish(
-    staged: Path,  # folder that was written aside, on the same file system
-    final: Path,   # where it shall appear
-    files=(),      # names that must be in it
-):
-    "Make a staged folder appear under its name in one step; raises `FileNotFoundError` when it isn't complete."
-    lacking = [f for f in files if not (Path(staged) / f).exists()]
-    if lacking: raise FileNotFoundError(f"{final.name}: not published, {', '.join(lacking)} missing in {staged}")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, final)
-
 # %% ../../nbs/study/30_runs.ipynb #09ed152d
 @lru_cache
 def code_hash() -> str:
@@ -258,7 +208,7 @@ def code_hash() -> str:
     return hashlib.sha256(b'\0'.join(p.relative_to(root).as_posix().encode() + b'\0' + p.read_bytes() for p in parts)).hexdigest()[:10]
 
 # %% ../../nbs/study/30_runs.ipynb #3b5e5496
-PACKAGES = ('au_study', 'torch', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'opencv-python', 'kornia', 'lightning')
+PACKAGES = ('au_study', 'torch', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'opencv-python', 'kornia', 'lightning-fabric')
 
 def environment() -> dict:
     "Where a run was made: versions, machine, device, code."

@@ -47,7 +47,7 @@ def run(
     "Print the state of every batch in the results folder."
     from au_study.study.data import cache_root
     from au_study.study.manifests import results_root
-    from au_study.study.runs import held
+    from au_study.files import held
     root = results_root(args.results)
     plans = sorted((root / 'plans').glob('*.json'))
     if not plans: print(f'Nothing has been run in {root}. Start with `au-study reproduce`.')

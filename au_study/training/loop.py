@@ -107,8 +107,8 @@ _PRECISION = {"fp32": ("32-true", None), "bf16": ("bf16-mixed", torch.bfloat16),
 def _make_fabric(trainer, device):
     "A Fabric for the trainer's device and precision."
     several = isinstance(trainer.device, int) and trainer.device > 1
-    Fabric = importlib.import_module("lightning.fabric").Fabric
-    logs = {log: log.level for log in map(logging.getLogger, ("lightning.fabric", "lightning.pytorch"))}
+    Fabric = importlib.import_module("lightning_fabric").Fabric
+    logs = {log: log.level for log in map(logging.getLogger, ("lightning_fabric", "lightning.fabric"))}
     devices = trainer.device if several else [device.index or 0] if device.type == "cuda" else 1
     for log in logs: log.setLevel(logging.ERROR)  # no "Using bfloat16 ..." in every log
     try:
