@@ -10,6 +10,7 @@ from test_media import coded, film, painted, shown, write
 
 from au_study.datasets.affwild2 import AffWild2, raw_name
 from au_study.datasets.base import Tree
+from au_study.datasets.crops import given_points, landmark_notes
 from au_study.datasets.disfa import DISFA, from_66_points
 from au_study.datasets.problems import DatasetError
 from au_study.facs import schematic_face
@@ -207,6 +208,9 @@ def test_broken_landmarks_are_frames_without_landmarks(disfa):
     for text in ("SN901_0000_lm.mat The landmark file has points that are not finite (1 of 66)", "shape (68, 2)", "has no variable pts, only points",
                  "SN901_0003_lm.mat", "SN901_0004_lm.mat", "SN901_0005_lm.mat", "Frames without a landmark file (1): 7"):
         assert any(text in t for t in told), (text, told)
+    numbers = np.arange(1, 9)
+    notes = landmark_notes(data, r, numbers, given_points(points, numbers))
+    assert set(notes) == set(range(7)) and "SN901_0002_lm.mat: The landmark file has no variable pts" in notes[2]
 
 
 def test_whoever_has_no_landmarks_is_named(disfa):

@@ -8,10 +8,11 @@ __all__ = []
 # %% ../../nbs/scoring/index.ipynb #24e98e8d
 from .abaw import abaw_score
 from .intensity import icc31, intensity_table, mae, mse
+from .metrics import METRICS, Metric, metric_difference, metric_of, metric_table
 from .occurrence import auc, counts_by_subject, f1_always_positive, f1_from_counts, f1_micro, f1_table, match_tables
 from .significance import Interval, TTest, bootstrap_f1, f1_intervals, holm, paired_bootstrap_f1, paired_f1_table, paired_ttest
 
 # %% ../../nbs/scoring/index.ipynb #d3ea7ed0
-__all__ = ['Interval', 'TTest', 'abaw_score', 'auc', 'bootstrap_f1', 'counts_by_subject', 'f1_always_positive', 'f1_from_counts',
-           'f1_intervals', 'f1_micro', 'f1_table', 'holm', 'icc31', 'intensity_table', 'mae', 'match_tables', 'mse',
+__all__ = ['METRICS', 'Interval', 'Metric', 'TTest', 'abaw_score', 'auc', 'bootstrap_f1', 'counts_by_subject', 'f1_always_positive', 'f1_from_counts',
+           'f1_intervals', 'f1_micro', 'f1_table', 'holm', 'icc31', 'intensity_table', 'mae', 'match_tables', 'metric_difference', 'metric_of', 'metric_table', 'mse',
            'paired_bootstrap_f1', 'paired_f1_table', 'paired_ttest']

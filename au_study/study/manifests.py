@@ -90,6 +90,16 @@ class Profile:
     estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters
 
 # %% ../../nbs/study/20_manifests.ipynb #9b65526d
+def _add_part(content, part, where):
+    "Add a paper's sizes to those of a profile."
+    check_keys(part, ['world', 'estimators'], where)
+    for key, entries in part.items():
+        own = content[key] = dict(content.get(key) or {})
+        twice = set(own) & set(entries or {})
+        if twice: raise ManifestError(f"{where}: {key} {', '.join(sorted(twice))} have sizes in this profile already; keep one")
+        own.update(entries or {})
+
+# %% ../../nbs/study/20_manifests.ipynb #c491993e
 def load_profile(
     profile: str | Path,  # 'smoke', 'quick', 'full', or a path to a YAML file
 ) -> Profile:
@@ -101,6 +111,7 @@ def load_profile(
         path = project_root() / f'data_manifests/profiles/{profile}.yaml'
     content = read_yaml(path)
     check_keys(content, [f.name for f in fields(Profile) if f.name != 'name'], path.name)
+    for part in sorted(path.with_suffix('').glob('*.yaml')): _add_part(content, read_yaml(part), f'{path.stem}/{part.name}')
     lists = {k: tuple(content[k]) for k in ('folds', 'seeds') if isinstance(content.get(k), list)}
     return Profile(name=path.stem, **{**content, **{k: content[k] or {} for k in ('world', 'estimators') if k in content}, **lists})
 
@@ -175,6 +186,10 @@ def load_study(
     return _checked(Study(name=path.stem, rows=rows, **content))
 
 # %% ../../nbs/study/20_manifests.ipynb #b12bb606
+def _check_metric(name, where):
+    from au_study.scoring.metrics import METRICS
+    if name not in METRICS: raise ManifestError(f"{where}: metric {name!r}; expected one of {', '.join(METRICS)}")
+
 def _checked(study):
     "The study itself; raises `ManifestError` where its parts contradict each other."
     where = f'{study.name}.yaml'
@@ -183,6 +198,7 @@ def _checked(study):
     for kind, key in (('statistics', 'statistic'), ('analysis', 'analysis')):
         if (study.kind == kind) != bool(getattr(study, key)):
             raise ManifestError(f"{where}: kind {study.kind!r} and `{key}: {getattr(study, key)}` don't fit; `{key}` belongs to kind {kind!r}, which needs it")
+    if study.metric != 'f1': _check_metric(study.metric, where)
     if study.table is not None and study.figure is not None: raise ManifestError(f"{where}: give `table` or `figure`, not both")
     measured = [r.name for r in study.rows if r.estimator]
     if study.reference and study.reference not in measured:

@@ -25,6 +25,7 @@ from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore
 from ..files import held, whole_file, write_text
+from ..scoring.metrics import metric_of
 from .tables import WORDS, caveat, paper_name, per_au
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
@@ -143,33 +144,36 @@ def interval_bar(
     return f'<span class="interval"><i style="left:{at(low):.1f}%;width:{max(at(high) - at(low), .8):.1f}%"></i><b style="left:calc({at(value):.1f}% - 1px)"></b></span>'
 
 # %% ../../nbs/study/50_report.ipynb #71c570d3
-def _n(v, sign=False): return '–' if pd.isna(v) else f'{v:{"+" if sign else ""}.1f}'
+def _n(v, sign=False, digits=1): return '–' if pd.isna(v) else f'{v:{"+" if sign else ""}.{digits}f}'
 
-def _verdict(low, high):
+def _verdict(low, high, higher_is_better=True):
     "Colour of a difference: only where its interval excludes zero."
-    return '' if pd.isna(low) or low <= 0 <= high else 'good' if low > 0 else 'bad'
+    return '' if pd.isna(low) or low <= 0 <= high else 'good' if (low > 0) == higher_is_better else 'bad'
 
 def averages_html(study: Study, table: pd.DataFrame) -> str:
     "One line a row: average, interval, published, difference, difference from the reference row."
-    rows = table[table['item'] == 'Avg']
+    metric = metric_of(study.metric)
+    rows, f1 = table[table['item'] == metric.lead], metric.name == 'f1'
     start, stop = rows[['low', 'measured']].min().min(), rows[['high', 'measured']].max().max()
+    def n(v, sign=False): return _n(v, sign, metric.digits)
     cells = []
     for r in rows.itertuples():
         c = KIND_CLASS[r.kind]
-        ends = f' <span class=soft>({_n(r.vs_low, True)} … {_n(r.vs_high, True)})</span>' if pd.notna(r.vs_low) else ''
-        pair = f'<td class="{_verdict(r.vs_low, r.vs_high)}">{_n(r.vs_reference, True)}{ends}</td>'
+        ends = f' <span class=soft>({n(r.vs_low, True)} … {n(r.vs_high, True)})</span>' if pd.notna(r.vs_low) else ''
+        pair = f'<td class="{_verdict(r.vs_low, r.vs_high, metric.higher_is_better)}">{n(r.vs_reference, True)}{ends}</td>'
         own = 'reference' if r.row == study.reference and r.kind in ('world', 'real') else None
-        cells.append([_e(r.row), f'<td>{tag(r.kind)}</td>', f'<td class="measured {c}">{_n(r.measured)}</td>', f'<td class="{c}">{interval_bar(r.measured, r.low, r.high, start, stop)} '
-                      + (f'{_n(r.low)} … {_n(r.high)}' if pd.notna(r.low) else '–') + '</td>', f'<td class=quoted>{_n(r.published)}</td>', f'<td>{_n(r.difference, True)}</td>',
-                      f'<td class=soft>{own}</td>' if own else pair, f'<td class=soft>{_n(r.auc)}</td>', f'<td class=soft>{_n(r.always_positive)}</td>'])
-    return html_table(['row', 'what', 'measured F1 %', '95 % interval over subjects', 'published F1 %', 'measured − published', f'vs {study.reference} (paired)', 'AUC %', 'always yes'], cells)
+        cells.append([_e(r.row), f'<td>{tag(r.kind)}</td>', f'<td class="measured {c}">{n(r.measured)}</td>', f'<td class="{c}">{interval_bar(r.measured, r.low, r.high, start, stop)} '
+                      + (f'{n(r.low)} … {n(r.high)}' if pd.notna(r.low) else '–') + '</td>', f'<td class=quoted>{n(r.published)}</td>', f'<td>{n(r.difference, True)}</td>',
+                      f'<td class=soft>{own}</td>' if own else pair, *([f'<td class=soft>{_n(r.auc)}</td>', f'<td class=soft>{_n(r.always_positive)}</td>'] if f1 else [])])
+    head = ['row', 'what', f'measured {metric.unit}', '95 % interval over subjects', f'published {metric.unit}', 'measured − published', f'vs {study.reference} (paired)']
+    return html_table([*head, *(['AUC %', 'always yes'] if f1 else [])], cells)
 
 # %% ../../nbs/study/50_report.ipynb #2a4ae5b5
-def wide_html(table: pd.DataFrame, column: str) -> str:
+def wide_html(table: pd.DataFrame, column: str, digits: int = 1) -> str:
     "AUs down, rows across."
     wide = per_au(table, column)
     if not len(wide.columns): return ''
-    return html_table(['AU', *wide.columns], [[_e(i), *(_n(v) for v in r)] for i, r in zip(wide.index, wide.to_numpy(dtype=float))], total=len(wide) - 1)
+    return html_table(['AU', *wide.columns], [[_e(i), *(_n(v, digits=digits) for v in r)] for i, r in zip(wide.index, wide.to_numpy(dtype=float))], total=len(wide) - 1)
 
 def statistics_html(table: pd.DataFrame) -> str:
     "Items of a statistics table, published beside measured."
@@ -201,9 +205,11 @@ def study_html(
     if table is None: return ''.join([*parts, f'<p class=soft>{_e(waiting.get(status, ""))}</p>', note])
     parts.append(f'<p>{_e(caveat(study, table))}</p>')
     if study.kind == 'scores':
-        parts += [averages_html(study, table), '<details open><summary>Measured F1 % of each AU</summary>', wide_html(table, 'measured') or '<p class=soft>Nothing measured.</p>', '</details>']
-        quoted = wide_html(table, 'published')
-        parts += ['<details><summary>Published F1 % of each AU</summary>', quoted, '</details>'] if quoted else ['<p class=soft>The published table is not transcribed here.</p>']
+        metric = metric_of(study.metric)
+        shown = wide_html(table, 'measured', metric.digits) or '<p class=soft>Nothing measured.</p>'
+        parts += [averages_html(study, table), f'<details open><summary>Measured {_e(metric.unit)} of each AU</summary>', shown, '</details>']
+        quoted = wide_html(table, 'published', metric.digits)
+        parts += ['<details><summary>Published ' + _e(metric.unit) + ' of each AU</summary>', quoted, '</details>'] if quoted else ['<p class=soft>The published table is not transcribed here.</p>']
     elif study.kind == 'analysis': parts.append(analysis_html(table, links.get('figure')))
     else: parts.append(statistics_html(table))
     ids = table.reindex(columns=['protocol', 'code', 'data']).dropna(axis=1, how='all').dropna()
