@@ -134,6 +134,26 @@ def test_predict_only_parameters_share_a_training(tmp_path):
     assert parent_of(mean).id == run(estimator="au_rcnn", params={}).id
 
 
+def test_a_row_trained_elsewhere_is_a_child_of_the_run_at_home(tmp_path):
+    (tmp_path / "cross.yaml").write_text("""
+paper: au_rcnn
+title: trained elsewhere
+dataset: disfa
+protocol: {split: disfa-3fold, aus: [1, 12]}
+rows:
+  home: {estimator: prior}
+  from_bp4d: {estimator: prior, train_on: {dataset: bp4d, protocol: {split: bp4d-3fold, aus: [1, 6, 12]}}}
+  from_both: {estimator: prior, train_on: {datasets: [bp4d, disfa], protocol: {split: mixed, aus: [1, 6, 12]}}}
+""")
+    plan = make_plan([tmp_path / "cross.yaml"], "smoke", results=tmp_path)
+    by_row = {e["rows"][0]: e for e in plan.runs.values() if e["rows"]}
+    home = {r: plan.runs[by_row[f"cross/{r}"]["parent"]] for r in ("from_bp4d", "from_both")}
+    assert by_row["cross/home"]["parent"] is None and home["from_bp4d"]["dataset"] == "bp4d" and home["from_both"]["dataset"] == "bp4d_disfa"
+    assert {e["dataset"] for e in by_row.values()} == {"disfa"} and plan.data[home["from_both"]["data"]]["spec"]["held_out"] == "disfa"
+    (tmp_path / "cross.yaml").write_text((tmp_path / "cross.yaml").read_text().replace("dataset: bp4d", "dataset: affwild2"))
+    with pytest.raises(ManifestError, match="trained on 1 folds of affwild2 and tested on 3 of disfa"): make_plan([tmp_path / "cross.yaml"], "smoke", results=tmp_path)
+
+
 # --- a whole batch -----------------------------------------------------------------------------------------------------------------
 
 STUDY = """

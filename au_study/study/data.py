@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNPREPARED', 'digest', 'named_sets', 'data_spec', 'data_id', 'cache_root', 'prepared_sizes', 'prepared_folder',
-           'prepare_known', 'open_data', 'data_version', 'Labels', 'full_labels', 'resized', 'under_protocol',
-           'record_data', 'record_holds', 'DataChanged', 'check_fingerprint', 'read_record', 'data_folds']
+           'prepare_known', 'open_data', 'mixture_spec', 'data_version', 'Labels', 'full_labels', 'resized',
+           'under_protocol', 'record_data', 'record_holds', 'DataChanged', 'check_fingerprint', 'read_record',
+           'data_folds']
 
 # %% ../../nbs/study/27_data.ipynb #e7b24d9f
 import hashlib
@@ -154,11 +155,28 @@ def open_data(
     "The FaceSet of a spec: rendered or resized at the first call, memory-mapped from the cache afterwards."
     from au_study.faces.faceset import FaceSet
     if spec['source'] == 'world': return _world(spec).faceset(_sizes(spec), cache_dir=cache_root(), progress=False)
+    if spec['source'] == 'mixture': return _mixed(spec, source)
     faces = FaceSet.load(_place(spec, source))
     if spec['resolution'] == 1 or spec['source'] == 'prepared': return faces
     kept = cache_root() / 'facesets' / data_id(spec)
     if not kept.is_dir(): resized(faces, spec['resolution']).save(kept)
     return FaceSet.load(kept)
+
+# %% ../../nbs/study/27_data.ipynb #a1082566
+def mixture_spec(
+    parts: list[dict],  # from `data_spec`
+    held_out: str = '', # the set whose test folds stay out of the training; empty, or not among the parts: the first one
+) -> dict:              # plain values
+    "What identifies a mixture of data sets; raises `ManifestError` for fewer than two, or for one that comes twice."
+    names = [p['dataset'] for p in parts]
+    if len(set(names)) < max(2, len(names)): raise ManifestError(f"a mixture needs two or more different data sets, found {', '.join(names) or 'none'}")
+    kept = held_out if held_out in names else names[0]
+    return {'source': 'mixture', 'dataset': '_'.join(names), 'parts': list(parts), 'held_out': kept, 'resolution': parts[0]['resolution'], 'profile': parts[0].get('profile', '')}
+
+def _mixed(spec, source):
+    from au_study.faces.mixture import mix
+    sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
+    return mix(sets, folds={n: [] for n in sets if n != spec['held_out']})
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
@@ -190,6 +208,7 @@ def data_version(
     spec: dict,              # from `data_spec`
 ) -> str:
     "What decides the bytes besides the spec: for the world its code. Another version calls for another record, not for other runs if the bytes agree."
+    if spec['source'] == 'mixture': return ' '.join(map(data_version, spec['parts']))
     if spec['source'] != 'world': return 'as saved'
     from au_study.world.world import world_sizes
     world = _world(spec)
@@ -212,6 +231,7 @@ def full_labels(
 ):
     "Labels of every frame of the world's full cohort, or of every coded frame of a tree, also where no face was found; a saved FaceSet comes back as it is."
     if spec['source'] == 'world': return Labels(_world(spec).labels('full'), faces.card)
+    if spec['source'] == 'mixture': return faces
     if spec['source'] == 'prepared': return Labels(open_known(spec['dataset']).labels()[['subject', 'video', 'frame', *faces.columns]], faces.card)
     return faces
 
@@ -305,6 +325,7 @@ def data_folds(
     source: str = 'world',   # as on the command line
 ) -> int:
     "How many test folds the data set has."
+    if spec['source'] == 'mixture': return next(data_folds(p, source) for p in spec['parts'] if p['dataset'] == spec['held_out'])
     if spec['source'] == 'world': return int(read_yaml(project_root() / f"data_manifests/worlds/{spec['dataset']}.yaml")['folds'])
     if spec['fingerprint'] == UNPREPARED: return len(open_known(spec['dataset']).card().folds)
     card = json.loads((_place(spec, source) / 'card.json').read_text(encoding='utf-8'))

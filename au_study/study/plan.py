@@ -17,9 +17,9 @@ from pathlib import Path
 import yaml
 
 import au_study
-from .data import data_folds, data_id, data_spec, data_version, digest, named_sets, prepare_known, UNPREPARED
+from .data import data_folds, data_id, data_spec, data_version, digest, mixture_spec, named_sets, prepare_known, UNPREPARED
 from .launch import places
-from .manifests import Profile, Study, load_profile, load_study, project_root
+from .manifests import ManifestError, Profile, Study, load_profile, load_study, project_root
 from .protocol import protocol_of
 from .runs import Run, RunStore, base_of, code_hash, make_run, parent_of
 from ..files import write_text
@@ -62,8 +62,18 @@ def row_runs(
     spec = data_spec(study.dataset, profile, source, **{**study.data, **row.data})
     count = data_folds(spec, source)
     folds = range(count) if profile.folds == 'all' else [f for f in profile.folds if f < count]
-    params = {**_flat(sizes_for(profile, row)), **_flat(row.params)}
-    return [make_run(row.estimator, params, spec, protocol_of(study.protocol), fold, seed, profile.name) for fold in folds for seed in profile.seeds]
+    params, home = {**_flat(sizes_for(profile, row)), **_flat(row.params)}, _training(study, row, profile, source, count)
+    return [make_run(row.estimator, params, spec, protocol_of(study.protocol), fold, seed, profile.name, home) for fold in folds for seed in profile.seeds]
+
+def _training(study, row, profile, source, count):
+    "Data and protocol of a row that is trained elsewhere; raises `ManifestError` unless it has as many folds as what it is tested on."
+    if not row.train_on: return None
+    names, more = row.train_on.get('datasets') or [row.train_on['dataset']], row.train_on.get('data', {})
+    parts = [data_spec(name, profile, source, **more) for name in names]
+    spec = parts[0] if 'dataset' in row.train_on else mixture_spec(parts, study.dataset)
+    own = data_folds(spec, source)
+    if own != count: raise ManifestError(f"{study.name}, row {row.name}: trained on {own} folds of {spec['dataset']} and tested on {count} of {study.dataset}; the model of fold k scores test fold k")
+    return {'data': spec, 'protocol': protocol_of({**study.protocol, **row.train_on.get('protocol', {})}).content}
 
 def _flat(params):
     from au_study.study.runs import flat
@@ -93,9 +103,12 @@ def make_ready(
     "Prepare the known trees that studies need, at every crop size that a row asks for."
     prof, needed = load_profile(profile), {}
     for study in map(load_study, studies):
-        if study.dataset not in named_sets(source): continue
-        for data in [r.data for r in study.rows if r.estimator] or [{}]:
-            spec = data_spec(study.dataset, prof, source, **{**study.data, **data})
+        wanted = [(study.dataset, {**study.data, **r.data}) for r in study.rows if r.estimator] or [(study.dataset, study.data)]
+        homes = [r.train_on for r in study.rows if r.train_on]
+        wanted += [(name, home.get('data', {})) for home in homes for name in home.get('datasets') or [home['dataset']]]
+        for name, data in wanted:
+            if name not in named_sets(source): continue
+            spec = data_spec(name, prof, source, **data)
             if spec.get('fingerprint') == UNPREPARED: needed[data_id(spec)] = spec
     for spec in needed.values():
         if dry_run: print(f"{spec['dataset']}: would be prepared first, at {spec['size']} px" + (f", every {spec['stride']}. coded frame" if spec['stride'] > 1 else ''))
@@ -137,7 +150,7 @@ def _add_run(plan, run, store, row):
         plan.data[data] = {'spec': run.data}
         before = [_add_run(plan, r, store, None) for r in (parent, base) if r is not None]
         given = {'estimator': run.estimator, 'params': run.params, 'data': run.data, 'source': plan.source, 'protocol': run.protocol.content, 'fold': run.fold,
-                 'seed': run.seed, 'profile': run.profile, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
+                 'seed': run.seed, 'profile': run.profile, 'train_on': run.train_on or {}, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
         plan.runs[run.id] = {'label': run.label, 'dataset': run.data['dataset'], 'fold': run.fold, 'seed': run.seed, 'parent': parent and parent.id, 'before': before, 'data': data,
                              'rows': [], 'parameters': given}
     if row and row not in plan.runs[run.id]['rows']: plan.runs[run.id]['rows'].append(row)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'registry', 'estimator_class', 'flat', 'make_estimator', 'full_params',
-           'Run', 'make_run', 'parent_of', 'base_of', 'RunStore', 'code_hash', 'environment', 'Stopwatch', 'fit_run',
-           'save_run']
+           'Run', 'make_run', 'parent_of', 'base_of', 'RunStore', 'code_hash', 'environment', 'Stopwatch',
+           'only_scored', 'fit_run', 'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
@@ -24,6 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 import au_study
+from ..faces.frames import KEYS
 from ..files import claim, held, remove_whole
 from .data import digest
 from .manifests import ManifestError, check_keys, results_root
@@ -110,19 +111,21 @@ class Run:
     seed: int            # training seed
     profile: str         # name of the profile that gave the sizes
     label: str = ''      # readable part of the id; derived from the content
+    train_on: dict | None = None  # {'data', 'protocol'} of a training on other data; None: trained on the other folds
 
     @property
     def content(self) -> dict:
         "All that decides the run's numbers, as plain values."
         return {'estimator': self.estimator, 'params': self.params, 'data': self.data, 'protocol': self.protocol.content,
-                'fold': int(self.fold), 'seed': int(self.seed), 'profile': self.profile}
+                'fold': int(self.fold), 'seed': int(self.seed), 'profile': self.profile, **({'train_on': self.train_on} if self.train_on else {})}
 
     @property
     def name(self) -> str:
         "Readable part of the id."
         size = '' if self.data['resolution'] == 1 else f"-x{self.data['resolution']:g}"
         size += (f"-{self.data['sampling']}" if self.data.get('sampling') else '') + ''.join(f'-{k}_{v}' for k, v in self.data.get('knobs', {}).items())
-        return f'{self.label or self.estimator}-{self.data["dataset"]}{size}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
+        home = f"-{self.train_on['data']['dataset']}-to" if self.train_on else ''
+        return f'{self.label or self.estimator}{home}-{self.data["dataset"]}{size}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
 
     @property
     def id(self) -> str:
@@ -146,10 +149,11 @@ def make_run(
     fold: int = 0,       # test fold
     seed: int = 0,       # training seed
     profile: str = 'smoke',  # profile name
+    train_on: dict | None = None,  # {'data', 'protocol'}, both plain values, of a training on other data
 ) -> Run:
     "A run with its parameters in full."
     model = make_estimator(estimator, params)
-    return Run(estimator, full_params(model), data, protocol, int(fold), int(seed), profile, label=_label(estimator, model))
+    return Run(estimator, full_params(model), data, protocol, int(fold), int(seed), profile, label=_label(estimator, model), train_on=train_on or None)
 
 # %% ../../nbs/study/30_runs.ipynb #e28ac044
 def parent_of(
@@ -159,14 +163,16 @@ def parent_of(
     cls = estimator_class(run.estimator)
     defaults = full_params(make_estimator(run.estimator, {}))
     back = {k: defaults[k] for k in getattr(cls, 'predict_only', ()) if run.params.get(k) != defaults[k]}
-    if not back: return None
-    return make_run(run.estimator, {**run.params, **back}, run.data, run.protocol, run.fold, run.seed, run.profile)
+    if not back and not run.train_on: return None
+    home = run.train_on or {'data': run.data, 'protocol': run.protocol.content}
+    return make_run(run.estimator, {**run.params, **back}, home['data'], protocol_of(home['protocol']), run.fold, run.seed, run.profile)
 
 # %% ../../nbs/study/30_runs.ipynb #b9b41abb
 def base_of(
     run: Run,  # any run
 ) -> Run | None:
     "The run whose model this one is built on, or None when it has no stage before it."
+    if run.train_on: run = parent_of(run)
     model = make_estimator(run.estimator, run.params)
     if not hasattr(model, 'base_in_use'): return None
     base = model.base_in_use()
@@ -237,6 +243,16 @@ def _for_run(model, run, threads):
     value = {'seed': run.seed, 'selection': run.protocol.selection, 'threads': threads, 'progress': False}
     given = {f'trainer__{k}': v for k, v in value.items() if f'trainer__{k}' in model.get_params(deep=True)}
     return model.set_params(**given)
+
+# %% ../../nbs/study/30_runs.ipynb #7b3f22ee
+def only_scored(
+    scores: pd.DataFrame,  # score table of a model
+    protocol: Protocol,    # AUs that are tested
+) -> pd.DataFrame:
+    "The tested AUs' columns, in the protocol's order; raises `ManifestError` when the model wasn't trained on one."
+    lacking = [a for a in protocol.aus if f'AU{a}' not in scores]
+    if lacking: raise ManifestError(f"AU {', '.join(map(str, lacking))} is to be tested, but the model was trained on {', '.join(c for c in scores if c.startswith('AU'))} only")
+    return scores[[*KEYS, *(f'AU{a}' for a in protocol.aus)]]
 
 # %% ../../nbs/study/30_runs.ipynb #14f42e71
 def fit_run(
