@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['announce', 'sync_marks', 'drop_old_records', 'forget_runs', 'drop_stale', 'drop_other_code', 'check_notebooks',
-           'snakemake_command', 'Progress', 'Stopped', 'run_batch', 'failures', 'print_tables', 'reproduce']
+           'snakemake_command', 'Progress', 'Stopped', 'run_batch', 'not_there', 'failures', 'print_tables',
+           'reproduce']
 
 # %% ../../nbs/study/55_batch.ipynb #fcf6c8f6
 import json
@@ -246,9 +247,14 @@ def run_batch(
         progress.close()
         collect_tables(plan, results)
         write_report(results, plan, slots, running=False)
-    return code
+    return code or int(bool(not_there(plan, results)))
 
 # %% ../../nbs/study/55_batch.ipynb #3e1aaa10
+def not_there(plan: Plan, results: Path) -> list[str]:
+    "What a plan asks for and the store doesn't have. Snakemake's word that all is done is not taken for it."
+    wanted = (('data', plan.data), ('runs', plan.runs), ('studies', plan.studies))
+    return [name for kind, entries in wanted for name in entries if not places(kind, name, results)['final'].is_dir()]
+
 def failures(plan: Plan, results: Path) -> list[str]:
     "A short account of every failure: error, failing cell, where the notebook is."
     lines = []
@@ -308,8 +314,7 @@ def _reproduce(plan, store, cores, executor, again):
     for gone, why in ((drop_old_records(plan, store.root), 'records of data no longer hold (other world code, or the data were deleted)'),
                       (drop_stale(plan, store), 'runs were made on other data')):
         if gone: print(f"{len(gone)} {why} and are made again: {', '.join(gone)}")
-    complete = all(places(k, n, store.root)['final'].is_dir() for k, e in (('data', plan.data), ('runs', plan.runs), ('studies', plan.studies)) for n in e)
-    if complete: return _nothing_to_do(plan, store)
+    if not not_there(plan, store.root): return _nothing_to_do(plan, store)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, _raise_stopped)
     began = time.monotonic()
     try: code = run_batch(plan, store.root, cores, executor)
@@ -320,7 +325,7 @@ def _reproduce(plan, store, cores, executor, again):
     print_tables(plan, store.root)
     lost = failures(plan, store.root)
     for line in lost: print(line, file=sys.stderr)
-    if code and not lost: print(f"Snakemake ended with {code}; see {store.root / 'logs/snakemake.log'}", file=sys.stderr)
+    if code and not lost: print(f"Not all was made ({len(not_there(plan, store.root))} results are missing); see {store.root / 'logs/snakemake.log'}", file=sys.stderr)
     print(f"\n{in_words(time.monotonic() - began)}. Report: {store.root / 'index.html'}\nTables: {store.root / 'tables' / plan.name}")
     return 1 if code else 0
 

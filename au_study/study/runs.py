@@ -26,7 +26,7 @@ import pandas as pd
 import au_study
 from ..faces.frames import KEYS
 from ..files import claim, held, remove_whole
-from .data import digest
+from .data import digest, knob_words
 from .manifests import ManifestError, check_keys, results_root
 from .protocol import Protocol, protocol_of
 
@@ -123,7 +123,7 @@ class Run:
     def name(self) -> str:
         "Readable part of the id."
         size = '' if self.data['resolution'] == 1 else f"-x{self.data['resolution']:g}"
-        size += (f"-{self.data['sampling']}" if self.data.get('sampling') else '') + ''.join(f'-{k}_{v}' for k, v in self.data.get('knobs', {}).items())
+        size += (f"-{self.data['sampling']}" if self.data.get('sampling') else '') + knob_words(self.data)
         home = f"-{self.train_on['data']['dataset']}-to" if self.train_on else ''
         return f'{self.label or self.estimator}{home}-{self.data["dataset"]}{size}-f{self.fold}-s{self.seed}-{self.profile}'.replace(':', '.')
 
