@@ -85,13 +85,14 @@ def _forward(
     self: AdaptiveBatchNorm2d,
     x: Tensor,       # [B, C, H, W]
     au=None,         # index of an AU, or int64 [B]; None: what the relation was asked for
-) -> Tensor:         # [B, C, H, W]; [K * B, C, H, W] from B rows where a list of K AUs is asked for
+) -> Tensor:         # [B, C, H, W]; [K * B, C, H, W] from B rows where a list of K AUs is asked for, if the layer can tell them apart
     "Normalise for the AU asked for (RE-Net Eq. 4)."
     groups, order = _split(self, x, au)
     scale, bias = self.mixed()
     mean, var = (None, None) if self.training else self.kept()
     wrong = [c for c, _ in groups if not 0 <= c < len(scale)]
     if wrong: raise ValueError(f'AU index {wrong[0]} was asked for; this layer knows 0 to {len(scale) - 1}.')
+    if not self.affine and self.statistics == 'shared' and all(rows is x for _, rows in groups): groups = groups[:1]    # alike for all AUs: once is enough
     if self.training: parts = _trained(self, groups, scale, bias)
     else: parts = [F.batch_norm(rows, mean[c], var[c], scale[c], bias[c], False, 0., self.eps) for c, rows in groups]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -93,7 +93,8 @@ class RENetwork(nn.Module):
         "What the head reads."
         au = self.aus_for(au)
         with self.relation.asking(au, len(images)): pooled = self.backbone(self.pixels(images))
-        return pooled.view(len(au), len(images), -1).transpose(0, 1) if isinstance(au, list) else pooled
+        if not isinstance(au, list): return pooled
+        return pooled.unflatten(0, (-1, len(images))).expand(len(au), -1, -1).transpose(0, 1)     # layers that can't tell AUs apart give one feature for all
 
     def answers(self, features: Tensor, au) -> Tensor:
         "Logits from features: [..., L] for levels, else [...]."
