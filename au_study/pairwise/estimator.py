@@ -16,7 +16,6 @@ from torch import Tensor
 
 # %% ../../nbs/pairwise/60_estimator.ipynb #9c3c238c
 from ..faces.augment import Augment
-from ..faces.mixture import part
 from ..nets.weights import load_imagenet
 from .hinge import group_hinge_loss
 from .mapping import MAPPINGS, MappingNet, learn_mapping, mapping_features, n_features
@@ -211,7 +210,7 @@ class _TwoSteps(nn.Module):
 def _set_params(self: Pairwise, **params):
     "Set parameters, also nested ones such as pseudo__width; raises ValueError for an unknown name."
     if self.pseudo is None and 'pseudo' not in params and any(k.startswith('pseudo__') for k in params): self.pseudo = PseudoIntensity()
-    if self.trainer is None and 'trainer' not in params and any(k.startswith('trainer__') for k in params): self.trainer = self.pseudo_in_use().trainer_in_use()
+    if self.trainer is None and 'trainer' not in params and any(k.startswith('trainer__') for k in params): self.trainer = AUEstimator.trainer_in_use(self.pseudo_in_use())
     return AUEstimator.set_params(self, **params)
 
 
@@ -229,10 +228,11 @@ def _codes(self, faces):
     return video_codes(faces) if self.pool == 'video' else faces.frames['subject'].ne(faces.frames['subject'].shift()).cumsum().to_numpy() - 1
 
 
-def _for_mapping(self, faces, values):
-    "Values, labels, videos of the frames that train the mapping."
+def _for_mapping(self, faces, values, training=True):
+    "Values, labels, videos of the frames that train the mapping, or choose its epoch."
     if self.mapping_set is None: return values, faces.labels(), self._codes(faces)
     mine = faces.frames['subject'].str.startswith(f'{self.mapping_set}/').to_numpy()
+    if not mine.any() and not training: mine[:] = True                      # a test fold that is no mixture
     if not mine.any(): raise ValueError(f"mapping_set is {self.mapping_set!r}, but no subject is called '{self.mapping_set}/...'. Train on a mixture that has this set, or use mapping_set=None.")
     some = faces[mine]
     return values[mine], some.labels(), self._codes(some)
@@ -251,10 +251,8 @@ def _fit(
     train, held = _split(trainer, faces, select_on)
     with seeded(trainer.seed, 'weights'): module = self.build(faces)
     pseudo.fit(faces, select_on, workdir)
-    given, chooser = self._for_mapping(train, pseudo.fitted_values_), None
-    if held is not None:
-        some = held if self.mapping_set is None or not held.frames['subject'].str.startswith(f'{self.mapping_set}/').any() else part(held, self.mapping_set)
-        chooser = (pseudo.pseudo_intensities(held), held.labels(), self._codes(held)) if some is held else self._for_mapping(held, pseudo.pseudo_intensities(held))
+    given = self._for_mapping(train, pseudo.fitted_values_)
+    chooser = None if held is None else self._for_mapping(held, pseudo.pseudo_intensities(held), False)
     self.map_history_ = pd.concat([self._learn(module.maps[m], m, given, chooser, trainer).assign(mapping=m) for m in MAPPINGS], ignore_index=True)
     self.history_ = pseudo.history_.copy()
     self.history_.attrs.update(mapping={m: c[['loss', 'held_f1']].to_dict('list') for m, c in self.map_history_.fillna(-1).groupby('mapping')})
@@ -284,31 +282,32 @@ def _pseudo(self: Pairwise) -> PseudoIntensity:
     return pseudo
 
 
-def _so_far(values, video, edges):
-    "Variation range [N, K, P + F] and rank [N, K] of every frame among the frames of its video up to itself."
-    ranges, rank = [], []
-    for own in np.split(values, np.flatnonzero(np.diff(video)) + 1):
-        sketch = RangeSketch(values.shape[1], edges)
-        for row in own:
+def _ranges(values, video, edges, seen, chunk=1024):
+    "For some frames after the other: rows, variation range [n, K, P + F] and rank [n, K]; of the whole video, or of its frames so far."
+    whole, rank = (variation_range(values, video, edges), video_rank(values, video)) if seen == 'video' else (None, None)
+    sketch, last = None, -1
+    for i in range(0, len(values), chunk):
+        rows = slice(i, min(i + chunk, len(values)))
+        if seen == 'video': yield rows, whole[video[rows]], rank[rows]; continue
+        ranges, places = [], []
+        for row, v in zip(values[rows], video[rows]):
+            if v != last: sketch, last = RangeSketch(values.shape[1], edges), v
             sketch.update(row)
-            ranges.append(sketch.features()); rank.append(sketch.rank(row)[0])
-    return np.stack(ranges), np.stack(rank)
+            ranges.append(sketch.features()); places.append(sketch.rank(row)[0])
+        yield rows, np.stack(ranges), np.stack(places)
 
 
 @torch.no_grad()
 def _map(self: Pairwise, values, ranges, rank) -> np.ndarray:  # probabilities [N, K]
     "Occurrence from pseudo-intensities and ranges."
     x = mapping_features(self.mapping, values, ranges, rank, self.percentile)
-    net = self.module_.maps[self.mapping]
-    return torch.cat([net(part).sigmoid() for part in torch.from_numpy(x).split(1024)]).numpy()
+    return self.module_.maps[self.mapping](torch.from_numpy(x)).sigmoid().numpy()
 
 
-def _derive(self: Pairwise, faces):
-    "Probabilities of all frames at once, since they depend on the whole video."
+def _map_video(self: Pairwise, values, video) -> np.ndarray:  # probabilities [N, K]
+    "Occurrence from the pseudo-intensities of whole videos."
     _check(self)
-    values, video = self.fitted_pseudo().pseudo_intensities(faces), self._codes(faces)
-    ranges, rank = _so_far(values, video, self.edges) if self.seen == 'so_far' else (variation_range(values, video, self.edges)[video], video_rank(values, video))
-    return {'score': self.map_values(values, ranges, rank)}
+    return np.concatenate([self.map_values(values[rows], ranges, rank) for rows, ranges, rank in _ranges(values, video, self.edges, self.seen)])
 
 # %% ../../nbs/pairwise/60_estimator.ipynb #551fa840
 def _predict_scores(
@@ -316,8 +315,10 @@ def _predict_scores(
     faces,           # FaceSet, whole videos, crops of the size trained on; its labels are not looked at
 ) -> pd.DataFrame:   # score table: subject, video, frame and one column an AU
     "Score every frame; raises NotFittedError before fit, ValueError for crops of another size."
-    keys = self.fitted_pseudo().check_size(faces).frames[['subject', 'video', 'frame']].reset_index(drop=True)
-    return pd.concat([keys, pd.DataFrame(_derive(self, faces)['score'].astype(float), columns=[f'AU{a}' for a in self.aus_])], axis=1)
+    pseudo = self.fitted_pseudo()
+    scores = self.map_video(pseudo.pseudo_intensities(pseudo.check_size(faces)), self._codes(faces))
+    keys = faces.frames[['subject', 'video', 'frame']].reset_index(drop=True)
+    return pd.concat([keys, pd.DataFrame(scores.astype(float), columns=[f'AU{a}' for a in self.aus_])], axis=1)
 
 
 def _check_size(self: PseudoIntensity, faces):
@@ -327,7 +328,7 @@ def _check_size(self: PseudoIntensity, faces):
     return faces
 
 PseudoIntensity.check_size = _check_size
-Pairwise.fitted_pseudo, Pairwise.map_values, Pairwise.predict_scores = _pseudo, _map, _predict_scores
+Pairwise.fitted_pseudo, Pairwise.map_values, Pairwise.map_video, Pairwise.predict_scores = _pseudo, _map, _map_video, _predict_scores
 
 # %% ../../nbs/pairwise/60_estimator.ipynb #7fe3076c
 class LivePairwise:
