@@ -70,7 +70,7 @@ def collect_tables(
             target = folder / f"{entry['study']}.{kind}"
             if not (source / f'{made}.{kind}').exists(): target.unlink(missing_ok=True); continue
             with whole_file(target) as aside: shutil.copyfile(source / f'{made}.{kind}', aside)
-        if entry['rows'] and source.is_dir(): write_text(folder / f"{entry['study']}.cost.csv", cost_table(entry['rows'], results).to_csv(index=False))
+        if entry['rows'] and source.is_dir(): write_text(Path(results) / 'costs' / plan.name / f"{entry['study']}.csv", cost_table(entry['rows'], results).to_csv(index=False))
 
 # %% ../../nbs/study/50_report.ipynb #da735130
 def cost_table(
@@ -275,7 +275,7 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
         table = pd.read_csv(final / 'table.csv') if final.is_dir() else None
         base = f"tables/{plan.name}/{entry['study']}"
         figure = {'figure': f'{base}.png'} if (final / 'figure.png').exists() else {}
-        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb'} | figure | ({'cost': f'{base}.cost.csv'} if entry['rows'] else {})
+        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb'} | figure | ({'cost': f"costs/{plan.name}/{entry['study']}.csv"} if entry['rows'] else {})
         parts.append(study_html(load_study(entry['parameters']['study']), table, seen['studies'][name], links, run_matrix(plan, name, seen, results)))
     return ''.join(parts)
 
