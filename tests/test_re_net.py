@@ -1,4 +1,4 @@
-"""RE-Net: Eq. 3-5 against loops in double precision, one pass against the loop over AUs, and the promises of the estimators."""
+"""RE-Net: Eq. 3-5 against loops in double precision, one pass against the loop over AUs, the promises of the estimators, and what its studies compare."""
 import itertools
 import re
 
@@ -10,12 +10,17 @@ import torch
 from au_study.faces.faceset import FaceSet
 from au_study.nets.resnet import resnet18
 from au_study.re_net.adaptive_bn import AdaptiveBatchNorm2d, adapt, adaptive_layers
+from au_study.re_net.analyses import correlation_sweep
 from au_study.re_net.estimator import RENet, ResNetBaseline, blank_labels, crop_images, duplicate_frames, paper_trainer
-from au_study.re_net.network import RENetwork, draw_au, network_loss, resnet_parts
+from au_study.re_net.figures import drawn_auc, drawn_pcc, probe_scores
+from au_study.re_net.network import PlainNetwork, RENetwork, draw_au, network_loss, resnet_parts
 from au_study.re_net.one_pass import OnePass, au_by_au
 from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_weights, relation_graph, shuffle_graph
+from au_study.study.manifests import load_study, study_names
+from au_study.study.plan import make_plan
 from au_study.study.published import printed
 from au_study.training.batches import blob_faces
+from au_study.world.dynamics import load_preset
 
 NAMES = ['AU1', 'AU2', 'AU4', 'AU12']
 
@@ -236,3 +241,100 @@ def test_cells_of_the_intensity_tables_average_to_what_is_printed():
             values = cells.set_index('item')['value'].astype(float)
             if abs(values.drop('Avg').mean() - values['Avg']) > .0101: off.append((table, row))
     assert off == [(4, 'MAE CCNN-IT')]                # noted among the remarks
+
+
+def test_scale_one_and_bias_zero_is_the_plain_network_in_training_too_and_as_cheap():
+    torch.manual_seed(0)
+    net = RENetwork(Relation(signed_graph()), resnet_parts('resnet18', .125, .5, 8), affine=False, statistics='shared', head='own')
+    plain = PlainNetwork(4, resnet_parts('resnet18', .125, .5, 8))
+    for m in plain.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): m.weight.requires_grad_(False), m.bias.requires_grad_(False)         # they are 1 and 0
+    plain.backbone.load_state_dict({k: v.squeeze(0) if 'running' in k else v for k, v in net.backbone.state_dict().items()}, strict=False)
+    with torch.no_grad(): plain.head.weight.copy_(net.head.weight[:, 0]), plain.head.bias.copy_(net.head.bias[:, 0])
+    net, plain, rows = net.double(), plain.double(), []
+    for m in net.modules():
+        if isinstance(m, torch.nn.Conv2d): m.register_forward_hook(lambda m, _, y: rows.append(len(y)))
+    images, labels = torch.rand(6, 3, 40, 40, dtype=torch.float64), torch.randint(2, (6, 4)).double()
+    losses = [network_loss(m(images), labels) for m in (net, plain)]
+    for loss in losses: loss.backward()
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(net.backbone.conv1.weight.grad, plain.backbone.conv1.weight.grad)
+    torch.testing.assert_close(net.backbone.bn1.running_var[0], plain.backbone.bn1.running_var)
+    assert set(rows) == {6}                           # every convolution saw each image once, not once an AU
+
+
+def holed(seed=0, people=9, frames=25):
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(size=(people, 1, 3)) + rng.normal(size=(people, frames, 3)) > 0).astype(float).reshape(-1, 3)
+    values[rng.random(values.shape) < .2] = np.nan
+    keys = {'subject': np.repeat([f'W{i:03d}' for i in range(people)], frames), 'video': 'V1', 'frame': np.tile(range(frames), people)}
+    return pd.DataFrame(keys).assign(AU1=values[:, 0], AU6=values[:, 1], AU12=values[:, 2], AU24=0.)
+
+
+def test_correlations_of_drawn_people_are_those_of_their_frames():
+    frames, names = holed(), ['AU1', 'AU6', 'AU12', 'AU24']
+    graph, draws = drawn_pcc(frames, 5, seed=3)
+    times = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), 5)
+    groups = [g[names].to_numpy() for _, g in frames.groupby('subject')]
+    for found, values in [(graph.to_numpy(), frames[names].to_numpy()), *((d, np.concatenate([g for g, t in zip(groups, ts) for _ in range(t)])) for d, ts in zip(draws, times))]:
+        for i, j in itertools.combinations(range(3), 2):
+            both = ~np.isnan(values[:, [i, j]]).any(1)
+            assert found[i, j] == pytest.approx(np.corrcoef(values[both][:, [i, j]].T)[0, 1], abs=1e-9)
+        assert (found[3] == [0, 0, 0, 1]).all()
+
+
+def test_a_probe_cannot_use_who_somebody_is():
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(10), 40)
+    labels = (rng.random(400) < np.where(people % 2, .9, .1)).astype(int)
+    auc, draws = drawn_auc(labels, [probe_scores(np.eye(10)[people], labels, people), labels + rng.normal(size=400)], people, 100)
+    assert auc[0] < .65 < auc[1] and (draws[:, 1] > draws[:, 0]).mean() > .9
+    assert np.isnan(probe_scores(np.eye(10)[people], np.ones(400, int), people)).all()
+
+
+class MadeRuns:
+    """What an analysis sees: score tables by row."""
+    n_boot = 200
+    def __init__(self, right, truth):
+        lots = np.random.default_rng(1).random((len(truth), 3))       # the same for all rows: who is right more often is right wherever the other is
+        def table(share): return truth.assign(**{c: np.where(lots[:, k] < share, truth[c], 1 - truth[c]) for k, c in enumerate(truth.columns[3:])})
+        self.runs = {row: type('Row', (), dict(truth=truth, scores=table(share), protocol=type('P', (), dict(score_threshold=.5)))) for row, share in right.items()}
+    def scores(self, row): return self.runs[row]
+
+
+@pytest.mark.parametrize('shuffled,words', [(.7, 'pcc − shuffled: better where as coded'), (.9, 'pcc − shuffled: no difference shown in any world')])
+def test_the_sweep_tells_a_true_graph_from_any_graph(shuffled, words):
+    truth = holed(people=30)[['subject', 'video', 'frame', 'AU1', 'AU6', 'AU12']].fillna(0)
+    right = {f'{g}, {w}': .7 for g in ('pcc', 'shuffled', 'identity') for w in ('independent', 'as coded')} | {'pcc, as coded': .9, 'shuffled, as coded': shuffled}
+    table, _, note = correlation_sweep(MadeRuns(right, truth))
+    assert words in note and 'pcc − identity: better where as coded' in note
+    assert set(table['row']) == {'independent', 'as coded', 'as coded − independent'}
+
+
+RE_NET_STUDIES = [n for n in study_names() if n.startswith('re_net')]
+
+
+def test_every_table_and_figure_of_the_paper_has_a_study():
+    found = {(s.table, s.figure) for s in map(load_study, RE_NET_STUDIES)}
+    assert found >= {(k, None) for k in range(1, 9)} | {(None, 2), (None, 3)} and all(load_study(n).default for n in RE_NET_STUDIES)
+
+
+@pytest.mark.parametrize('profile', ['smoke', 'quick', 'full'])
+def test_the_studies_compare_like_with_like(profile, tmp_path):
+    plan = make_plan(RE_NET_STUDIES, profile, results=tmp_path)
+    assert len(plan.runs) <= {'smoke': 32, 'quick': 96, 'full': 288}[profile]
+    schedules = {tuple((k, str(v)) for k, v in sorted(r['parameters']['params'].items()) if k.startswith('trainer__') or k in ('backbone', 'width', 'depth', 'stride', 'crop', 'weights'))
+                 for r in plan.runs.values()}
+    assert len(schedules) == 1                        # both networks, all tables: one trunk, one number of epochs, one schedule
+
+
+def test_the_world_that_codes_twelve_aus_of_disfa_is_otherwise_the_world_of_disfa():
+    knobs, world = load_study('re_net_table5_icc').data['knobs'], load_preset('disfa')
+    assert load_study('re_net_table5_mae').data['knobs'] == knobs
+    at = [knobs['aus'].index(a) for a in world.aus]
+    turned = load_preset('disfa', **knobs)
+    np.testing.assert_allclose(np.array(turned.correlation)[np.ix_(at, at)], world.correlation)
+    for a in set(knobs['aus']) - set(world.aus):
+        own, other = turned.targets[f'AU{a}'], world.uncoded[f'AU{a}']
+        assert all(own[k] == other[k] for k in ('base_rate', 'mean_duration', 'active_intensity'))
+        assert all(turned.correlation[turned.aus.index(a)][turned.aus.index(int(b[2:]))] == r for b, r in other.get('correlated', {}).items())

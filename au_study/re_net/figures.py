@@ -194,7 +194,7 @@ def _feature_note(table, row, reference, perplexity, seed):
     "Where the probe tells the networks apart."
     gain = table[table['item'] == 'difference of the AUCs']
     words = {1: 'more separable', -1: 'less separable', 0: 'no difference shown'}
-    said = '; '.join(f"{r.row} {words[int(r.low > 0) - int(r.high < 0)]} ({r.measured:+.3f})" for r in gain.itertuples())
+    said = '; '.join(f"{r.row} {words[int(r.low > 0) - int(r.high < 0)]} ({r.measured:+.3f})" if np.isfinite(r.measured) else f'{r.row} too rare to measure' for r in gain.itertuples())
     return (f'{row} against {reference}, people unseen by network and probe: {said}. Intervals over subjects, 95 %, each AU alone. '
             f'Picture: t-SNE, perplexity {perplexity:g}, seed {seed}, one test fold; distances and sizes of clusters in it mean nothing.')
 
