@@ -30,8 +30,9 @@ def test_f1_tables_hold_per_cents_of_the_data_sets_aus(paper):
     for k, card in published_card(paper)["tables"].items():
         if card["kind"] != "f1": continue
         wide = published(paper, k)
-        assert list(wide.index) == [f"AU{a}" for a in AUS[card["dataset"]]] + ["Avg"]
-        assert wide.max().max() <= 100 and wide.min().min() > 1
+        for c in printed(paper, k).query("mark == 'misprint'").itertuples(): wide.loc[c.item, c.row] = float("nan")
+        assert list(wide.index) == [f"AU{a}" for a in card.get("aus") or AUS[card["dataset"]]] + ["Avg"]
+        assert wide.max().max() <= 100 and wide.min().min() >= 0 and wide.loc["Avg"].min() > 1
 
 
 def test_rows_of_studies_have_a_published_column():
