@@ -8,6 +8,7 @@ __all__ = ['READINGS', 'KNOWN_FILES', 'ConvBlock', 'count_parameters', 'HourGlas
 
 # %% ../../nbs/aunet/10_fan.ipynb #80742a56
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Trace(NamedTuple):
     last: list    # activations before the heat maps, one a stack [B, C, H, W]
     link: list    # what the next stack is told of them, one for each stack but the last [B, C, H, W]
     heat: Tensor  # heat maps [B, stacks, P, H, W]
+    raw: Tensor   # the same before the softmax, if there is one
 
 
 class FAN(nn.Module):
@@ -107,11 +109,13 @@ class FAN(nn.Module):
         width: float = 1.,    # multiplier of the 64, 128 and 256 channels
         depth: int = 4,       # times that an hourglass halves the map
         points: int = 68,     # P
+        maps: str = 'raw',    # 'raw' (published) or 'softmax' over places
     ):
         super().__init__()
+        if maps not in ('raw', 'softmax'): raise ValueError(f"maps must be 'raw' or 'softmax', but is {maps!r}.")
         if pooling not in ('max', 'avg'): raise ValueError(f"pooling must be 'max' or 'avg', but is {pooling!r}.")
         if stacks < 1 or depth < 1: raise ValueError(f'FAN needs at least one stack and a depth of one, but got {stacks} and {depth}.')
-        self.stacks, self.pooling, self.width, self.depth, self.points = stacks, pooling, width, depth, points
+        self.stacks, self.pooling, self.width, self.depth, self.points, self.maps = stacks, pooling, width, depth, points, maps
         a, b, c = (scaled_channels(n, width) for n in (64, 128, 256))
         self.channels = c
         self.conv1, self.bn1 = nn.Conv2d(3, a, 7, 2, 3), nn.BatchNorm2d(a)
@@ -124,7 +128,7 @@ class FAN(nn.Module):
         self.register_state_dict_post_hook(_say_pooling)
         self.register_load_state_dict_pre_hook(_check_pooling)
 
-    def __repr__(self): return f'FAN(stacks={self.stacks}, pooling={self.pooling!r}, width={self.width:g}, depth={self.depth}, points={self.points})'
+    def __repr__(self): return f'FAN(stacks={self.stacks}, pooling={self.pooling!r}, width={self.width:g}, depth={self.depth}, points={self.points}, maps={self.maps!r})'
 
 # %% ../../nbs/aunet/10_fan.ipynb #aa68065a
 def _stem(self: FAN, x: Tensor) -> Tensor:  # [B, 3, S, S] -> [B, C, S / 4, S / 4]
@@ -138,17 +142,21 @@ def _trace(
 ) -> Trace:
     "Run the network and keep what it computes."
     x = stem = self.stem(images)
-    last, link, heat = [], [], []
+    last, link, heat, raw = [], [], [], []
     for i in range(self.stacks):
         part = lambda name: self.get_submodule(f'{name}{i}')
         y = F.relu(part('bn_end')(part('conv_last')(part('top_m_')(part('m')(x)))))
-        last.append(y); heat.append(part('l')(y))
+        last.append(y); raw.append(part('l')(y)); heat.append(self.activate(raw[-1]))
         if i < self.stacks - 1:
             link.append(part('bl')(y))
             x = x + link[-1] + part('al')(heat[-1])
-    return Trace(stem, last, link, torch.stack(heat, 1))
+    return Trace(stem, last, link, torch.stack(heat, 1), torch.stack(raw, 1))
 
-FAN.stem, FAN.trace = _stem, _trace
+def _activate(self: FAN, raw: Tensor) -> Tensor:  # [B, P, H, W]
+    "Maps as they are, or as distributions over places whose bumps of width 1 have height 1."
+    return raw if self.maps == 'raw' else raw.float().flatten(2).softmax(2).view(raw.shape).to(raw) * (2 * math.pi)
+
+FAN.stem, FAN.trace, FAN.activate = _stem, _trace, _activate
 FAN.forward = lambda self, images: self.trace(images).heat
 
 # %% ../../nbs/aunet/10_fan.ipynb #e9ec9c04
@@ -156,7 +164,8 @@ def _say_pooling(module, state, prefix, metadata): metadata['pooling'] = module.
 
 def _check_pooling(module, state, prefix, metadata, strict, missing, unexpected, errors):
     said = metadata.get('pooling')
-    if said not in (None, module.pooling): errors.append(f'these weights were trained with {said} pooling, and this FAN pools by {module.pooling}; it would run and be less accurate. Use FAN(pooling={said!r}).')
+    if said not in (None, module.pooling):
+        errors.append(f'these weights were trained with {said} pooling, and this FAN pools by {module.pooling}; it would run and be less accurate. Use FAN(pooling={said!r}).')
 
 # %% ../../nbs/aunet/10_fan.ipynb #63dd2959
 def _to_map(points, scale): return (points + .5) / scale - .5
@@ -255,7 +264,8 @@ def _identity(path, sha256, pooling):
     known = next((k for k in KNOWN_FILES if (k.sha256 and sha.startswith(k.sha256)) or (k.blob and blob.startswith(k.blob))), None)
     if known is None:
         named = next((k for k in KNOWN_FILES if k.name == path.name), None)
-        if named and not sha256: raise WeightFileError(f'{path.name} is not the public file of that name: its SHA-256 is {sha}. Fetch it again; if it is meant to be another file, give sha256 and pooling.')
+        if named and not sha256:
+            raise WeightFileError(f'{path.name} is not the public file of that name: its SHA-256 is {sha}. Fetch it again; if it is meant to be another file, give sha256 and pooling.')
         if not sha256: raise WeightFileError(f'{path.name} is not a known file. Its SHA-256 is {sha}; if you trust it, give that as sha256.')
         if pooling is None: raise WeightFileError(f"Nothing in {path.name} says how its network pools. Give pooling='avg' (face-alignment, ibug's 2dfan4) or 'max' (AU-Net, EmoNet, ibug's 2dfan2).")
     elif pooling not in (None, known.pooling):
@@ -296,7 +306,7 @@ def load_public(
     if 'pooling' in said:                                            # one of save_fan's
         if sha256 and not _digests(path)[0].startswith(sha256.lower()): raise WeightFileError(f'{path.name} has SHA-256 {_digests(path)[0]}, but {sha256}… was expected.')
         if pooling not in (None, said['pooling']): raise WeightFileError(f"{path.name} was trained with {said['pooling']} pooling; pooling={pooling!r} would be less accurate. Leave pooling out.")
-        fan = FAN(int(said['stacks']), said['pooling'], float(said['width']), int(said['depth']), int(said['points']))
+        fan = FAN(int(said['stacks']), said['pooling'], float(said['width']), int(said['depth']), int(said['points']), said['maps'])
     else:
         pooling = _identity(path, sha256, pooling)
         fan = FAN(len({k for k in state if re.match(r'l\d+\.weight', k)}) or 1, pooling)
@@ -306,7 +316,7 @@ def save_fan(
     fan: FAN,
     path,      # *.safetensors
 ) -> Path:
-    "Write weights together with stacks, pooling, width, depth and points."
-    said = {k: str(getattr(fan, k)) for k in ('stacks', 'pooling', 'width', 'depth', 'points')}
+    "Write weights together with stacks, pooling, width, depth, points and kind of maps."
+    said = {k: str(getattr(fan, k)) for k in ('stacks', 'pooling', 'width', 'depth', 'points', 'maps')}
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in fan.state_dict().items()}, path, {'format': 'pt', **said})
     return Path(path)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 # %% ../../nbs/aunet/20_features.ipynb #7c5f4c69
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/aunet/20_features.ipynb #3697b5a2

@@ -76,6 +76,7 @@ class FANLandmarks(AUEstimator):
         width=1.,             # multiplier of channels
         depth=4,              # times that an hourglass halves the map
         side=None,            # images are resized to this side; None: as the crops are. Public weights: 256
+        maps='softmax',       # 'softmax' over places, or 'raw' (published); with `weights`, the file's
         sigma=1.,             # width of the training bumps, pixels of the map
         reading='centroid',   # of the maps: 'peak', 'quarter', 'centroid'
         corpus='affwild2',    # world whose strangers are trained on; None: the faces given
@@ -85,7 +86,7 @@ class FANLandmarks(AUEstimator):
         weights_sha256=None,  # of that file, if it is not a known one
         trainer=None,         # Trainer; None: landmark_trainer()
     ):
-        self.stacks, self.pooling, self.width, self.depth, self.side, self.sigma, self.reading = stacks, pooling, width, depth, side, sigma, reading
+        self.stacks, self.pooling, self.width, self.depth, self.side, self.maps, self.sigma, self.reading = stacks, pooling, width, depth, side, maps, sigma, reading
         self.corpus, self.people, self.frames, self.weights, self.weights_sha256, self.trainer = corpus, people, frames, weights, weights_sha256, trainer
 
     @property
@@ -97,15 +98,18 @@ class FANLandmarks(AUEstimator):
         "The trainer given, or the method's own; the last epoch counts."
         return clone(super().trainer_in_use()).set_params(selection='last')
 
-    def build(self, faces) -> FAN: return FAN(self.stacks, self.pooling, self.width, self.depth)
+    def build(self, faces) -> FAN: return FAN(self.stacks, self.pooling, self.width, self.depth, maps=self.maps)
 
 # %% ../../nbs/aunet/15_landmarks.ipynb #aee202d9
 def _heat(self: FANLandmarks, module, batch: FaceBatch) -> Tensor: return module(resized(batch.image, self.side))
 
 def _loss(self: FANLandmarks, module, batch: FaceBatch) -> Tensor:
-    heat = self._heat(module, batch)
-    target = encode_heatmaps(batch.landmarks, batch.image.shape[-1], heat.shape[-1], self.sigma)
-    return (heat.float() - target[:, None]).square().sum((-2, -1)).mean()
+    raw = getattr(module, 'module', module).trace(resized(batch.image, self.side)).raw.float()                        # [B, stacks, P, H, W]
+    target = encode_heatmaps(batch.landmarks, batch.image.shape[-1], raw.shape[-1], self.sigma)[:, None]
+    if self.maps == 'raw': return (raw - target).square().sum((-2, -1)).mean()
+    mass = target.sum((-2, -1), keepdim=True)
+    share = (target / mass.clamp(min=1e-6)).flatten(-2)
+    return -(share * raw.flatten(-2).log_softmax(-1)).sum(-1).sum() / ((mass > 0).sum() * raw.shape[1]).clamp(min=1)
 
 def _scores(self: FANLandmarks, module, batch: FaceBatch) -> Tensor:
     return decode_heatmaps(self._heat(module, batch)[:, -1].float(), batch.image.shape[-1], self.reading)[0].flatten(1)     # [B, 136]
@@ -126,7 +130,7 @@ def _fit(
         AUEstimator.fit(self, faces if self.corpus is None else world_corpus(size, self.people, self.frames, self.corpus).faces, workdir=workdir)
     else:
         self.module_ = load_public(self.weights, self.weights_sha256)
-        for name in ('stacks', 'pooling', 'width', 'depth'): setattr(self, name, getattr(self.module_, name))
+        for name in ('stacks', 'pooling', 'width', 'depth', 'maps'): setattr(self, name, getattr(self.module_, name))
         self.history_ = History.of([], {'selection': 'none', 'selected_epoch': None, 'selected_on': []})
     self.aus_, self.card_, self.size_ = tuple(faces.aus), faces.card, size
     return self

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% ../../nbs/aunet/30_network.ipynb #781070b3
 from .fan import ConvBlock, count_parameters
 from .features import basic_features
-from ..nets.resnet import ResNet, scaled_channels
+from ..nets.resnet import ResNet
 
 # %% ../../nbs/aunet/30_network.ipynb #4a54bac0
 __all__ = ['AUHead', 'FrozenTrunk', 'ResNetTrunk', 'AUNetwork', 'au_weights', 'weighted_bce', 'complexity']

@@ -120,7 +120,8 @@ def _loss(self: FaceParsing, module, batch: FaceBatch) -> Tensor:
     images, shares = _moved_together(augment, batch.image, region_shares(batch.derived['regions'], batch.image.shape[-1]))
     logits = module(resized(images, self.side)).float()                                         # [B, stacks, R, H, W]
     target = F.adaptive_avg_pool2d(shares, logits.shape[-1])[:, None]
-    return -(target * logits.log_softmax(2)).sum(2).mean()
+    weight = target.mean((0, 1, 3, 4)).clamp(min=1e-4).rsqrt()[:, None, None]
+    return -(weight * target * logits.log_softmax(2)).sum() / ((weight * target).sum() * logits.shape[1])
 
 FaceParsing.fit, FaceParsing.derive, FaceParsing.loss = _fit, _derive, _loss
 
@@ -135,7 +136,7 @@ def _predict_regions(
     "Parse faces; raises NotFittedError before fit, ValueError for crops of another size."
     if not hasattr(self, 'module_'): raise NotFittedError('This FaceParsing is not fitted yet. Call fit(faces), or load a saved one.')
     if int(faces.crops.shape[1]) != self.size_: raise ValueError(f'The crops are {faces.crops.shape[1]} px and training used {self.size_} px. Crop the faces with the recipe of the training set.')
-    side = round(((self.side or self.size_) // 4))
+    side = (self.side or self.size_) // 4
     return self.trainer_in_use().predict(self.module_, faces, self.scores).reshape(len(faces), len(REGIONS), side, side)
 
 def _predict_scores(self: FaceParsing, faces) -> pd.DataFrame:
