@@ -76,6 +76,8 @@ class Folders:
             if (subject, video) == r.key: table.loc[table.frame == frame, "AU1"] = value
         return table, []
 
+    def landmark_problems(self, r, numbers=None): return []
+
     def read_landmarks(self, r, numbers):
         if not self.marks: return None
         if self.deadly and self.deadly.exists() and len(numbers) > 1 and r.key == ("B", "T1"):

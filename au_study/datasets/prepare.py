@@ -577,7 +577,8 @@ def run(
     print(_worst(result))
     print(result)
     if idle: print(f"{len(idle)} recordings have no labels and were not prepared ({idle[0].subject} {idle[0].video}{' ...' if len(idle) > 1 else ''})")
-    if result.quarantined: print(f"Reasons, frame by frame: {args.out}/quarantine.parquet; what they look like: {args.out}/quarantine.png (licensed faces: keep it where it is)")
+    kept_here = "" if result.faces.card.synthetic else " (licensed faces: keep it where it is)"
+    if result.quarantined: print(f"Reasons, frame by frame: {args.out}/quarantine.parquet; what they look like: {args.out}/quarantine.png{kept_here}")
     return 0
 
 # %% ../../nbs/datasets/70_prepare.ipynb #546777f4
