@@ -66,6 +66,7 @@ class StaticDynamic(AUEstimator):
         features=96,            # of each feature
         width=1.,               # multiplier of the convolutions' channels
         read='gru',             # the static map is read by a 'gru', or averaged ('mean')
+        memory=0,               # places of the map that its fresh GRU remembers; 0: PyTorch's start
         fusion='union',         # 'union' (paper), 'projected', or 'chained' (released code)
         query='gru',            # 'gru' with the AU table, or 'parallel' heads
         embedding=64,           # of an AU in the table; 96 in the released code
@@ -84,7 +85,7 @@ def _build(self: StaticDynamic, faces) -> nn.Module:
     if self.mask not in ('hull', 'parsing', 'none'): raise ValueError(f"mask must be 'hull', 'parsing' or 'none', but is {self.mask!r}.")
     if self.points not in POINTS: raise ValueError(f"points must be one of {', '.join(map(repr, POINTS))}, but is {self.points!r}.")
     module = StaticDynamicNet(query_order(faces.aus, self.order, self.order_seed), len(POINTS[self.points]), self.features, self.embedding, self.width,
-                              self.inputs, self.fusion, self.query, self.read)
+                              self.inputs, self.fusion, self.query, self.read, self.memory)
     if module.dynamic is not None and self.standardise:
         for buffer, value in zip((module.dynamic.mean, module.dynamic.spread), difference_scale(faces, self.step, self.points)): buffer.copy_(value)
     module.parser = None

@@ -35,35 +35,34 @@ def hull_mask(
     size: int,       # S
 ) -> Tensor:         # bool [B, S, S]: the pixel's centre is in the convex hull
     "Fill the convex hull of the points of each face."
-    return torch.cat([_fill(some, size) for some in points.split(64)]) if len(points) else points.new_zeros((0, size, size), dtype=torch.bool)
+    return torch.cat([_fill(some, size) for some in points.split(8)]) if len(points) else points.new_zeros((0, size, size), dtype=torch.bool)
 
 
 def _fill(points, size):
     i, j = torch.triu_indices(points.shape[1], points.shape[1], device=points.device)   # pairs, and each point with itself
     (xa, ya), (xb, yb) = points[:, i].unbind(-1), points[:, j].unbind(-1)               # [B, pairs]
     row = torch.arange(size, device=points.device, dtype=points.dtype)[:, None, None]   # [S, 1, 1]
-    crosses = (torch.minimum(ya, yb) <= row) & (row <= torch.maximum(ya, yb))           # [S, B, pairs]
-    slope = (xb - xa) / torch.where(ya == yb, 1., yb - ya)
-    x = xa + (row - ya) * slope
-    left, right = (torch.where(crosses, x, far).amin(-1) if far > 0 else torch.where(crosses, x, far).amax(-1) for far in (torch.inf, -torch.inf))
+    apart = (torch.minimum(ya, yb) > row) | (torch.maximum(ya, yb) < row)               # the segment doesn't cross the row [S, B, pairs]
+    x = torch.addcmul(xa, row - ya, (xb - xa) / torch.where(ya == yb, 1., yb - ya))      # where it does
+    left, right = x.masked_fill(apart, torch.inf).amin(-1), x.masked_fill(apart, -torch.inf).amax(-1)
     column, off = torch.arange(size, device=points.device, dtype=points.dtype), 1e-4    # [S]
-    return ((column >= left.T[..., None] - off) & (column <= right.T[..., None] + off))
+    return (column >= left.T[..., None] - off) & (column <= right.T[..., None] + off)
 
 # %% ../../nbs/static_dynamic/10_preprocessing.ipynb #e93a857c
 def grey_image(
     images: Tensor,  # RGB [B, 3, S, S] in 0..1
 ) -> Tensor:         # [B, 1, S, S]
     "Luminance (ITU-R BT.601)."
-    return (images * images.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True)
+    return .299 * images[:, :1] + .587 * images[:, 1:2] + .114 * images[:, 2:]
 
 
 def edge_image(
     grey: Tensor,  # [B, 1, S, S] in 0..1
 ) -> Tensor:       # [B, 1, S, S] in 0..1
     "Size of the Sobel gradient, at most 1."
-    smooth, slope = grey.new_tensor([1., 2., 1.]), grey.new_tensor([-1., 0., 1.])
-    kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]     # d/dx, d/dy [2, 1, 3, 3]
-    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode='replicate'), kernels).norm(dim=1, keepdim=True).clamp(max=1)
+    p = F.pad(grey, (1, 1, 1, 1), mode='replicate')
+    down, across = p[..., :-2, :] + 2 * p[..., 1:-1, :] + p[..., 2:, :], p[..., :-2] + 2 * p[..., 1:-1] + p[..., 2:]    # 1 2 1
+    return ((down[..., 2:] - down[..., :-2]).square() + (across[..., 2:, :] - across[..., :-2, :]).square()).sqrt().clamp(max=1)  # -1 0 1
 
 # %% ../../nbs/static_dynamic/10_preprocessing.ipynb #15e60682
 def two_channels(
@@ -87,7 +86,6 @@ class AroundLandmarks:
         faces: FaceSet,  # any
         step: int = 1,   # frames to either side
     ):
-        if step < 1: raise ValueError(f'step is {step}; it counts frames to either side and must be at least 1.')
         self.landmarks, rows = faces.landmarks, np.arange(len(faces))
         self.index = np.stack([faces.neighbours(-step), rows, faces.neighbours(step)], 1)          # [N, 3]
         self.shape = (len(faces), 3, 68, 2)
@@ -101,6 +99,7 @@ def check_spacing(
     step: int,       # frames to either side
 ):
     "Refuse frames so far apart that the neighbours of a frame are the frame itself; raises ValueError."
+    if step < 1: raise ValueError(f'step is {step}; it counts frames to either side and must be at least 1.')
     same = (faces.frames[['subject', 'video']] == faces.frames[['subject', 'video']].shift()).all(axis=1).to_numpy()  # has a frame before it
     if not same.any(): return
     moved = faces.neighbours(-step) != np.arange(len(faces))

@@ -141,10 +141,11 @@ class StaticDynamicNet(nn.Module):
         fusion: str = 'union',    # 'union', 'projected' or 'chained'; unused with one input
         query: str = 'gru',       # 'gru', or 'parallel' heads
         read: str = 'gru',        # how the static map is read: 'gru' or 'mean'
+        memory: int = 0,          # places that its fresh GRU remembers; 0: PyTorch's start
     ):
         super().__init__()
         _check(inputs, fusion, query)
-        self.static = StaticNet(features, width, read) if inputs != 'dynamic' else None
+        self.static = StaticNet(features, width, read, memory) if inputs != 'dynamic' else None
         self.dynamic = DynamicNet(2 * points, features) if inputs != 'static' else None
         self.fusion = _FUSIONS[fusion](features) if inputs == 'both' else None
         hidden = self.fusion.hidden if inputs == 'both' else features
