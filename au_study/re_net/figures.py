@@ -100,11 +100,11 @@ def probe_scores(
 
 def class_silhouette(
     features: np.ndarray,  # [N, C]
-    labels: np.ndarray,    # 0/1 [N]
+    labels: np.ndarray,    # class of each frame [N], present or absent, or whose face it is
 ) -> float:
-    "Silhouette of present against absent in standardised features; NaN where one class is missing."
+    "Silhouette of classes in standardised features; NaN where there is one class only, or one frame each."
     from sklearn.metrics import silhouette_score
-    if len(set(labels)) < 2: return np.nan
+    if not 1 < len(set(labels)) < len(labels): return np.nan
     return float(silhouette_score((features - features.mean(0)) / np.maximum(features.std(0), 1e-6), labels))
 
 # %% ../../nbs/re_net/80_figures.ipynb #9d8d01f0
@@ -155,8 +155,8 @@ def _looked_at(context, rows, limit):
 def _column(features, k): return features[:, min(k, features.shape[1] - 1)]     # a baseline has one for all AUs
 
 def _separability(found, rows, k):
-    "Labels, subjects, probe scores and silhouettes of one AU, folds one after the other."
-    labels, people, scores, near = [], [], {r: [] for r in rows}, {r: [] for r in rows}
+    "Labels, subjects, probe scores, folds one after the other, and silhouettes of classes and of people, of one AU."
+    labels, people, scores, near, person = [], [], *({r: [] for r in rows} for _ in range(3))
     for faces, features in found:
         y = faces.labels()[:, k]
         use = ~np.isnan(y)
@@ -164,8 +164,10 @@ def _separability(found, rows, k):
         labels.append(y[use].astype(int)); people.append(who)
         for r in rows:
             x = _column(features[r], k)[use]
-            scores[r].append(probe_scores(x, labels[-1], who)); near[r].append(class_silhouette(x, labels[-1]))
-    return np.concatenate(labels), np.concatenate(people), [np.concatenate(scores[r]) for r in rows], [np.nanmean(near[r]) if not np.isnan(near[r]).all() else np.nan for r in rows]
+            scores[r].append(probe_scores(x, labels[-1], who)); near[r].append(class_silhouette(x, labels[-1])); person[r].append(class_silhouette(x, who))
+    return np.concatenate(labels), np.concatenate(people), [np.concatenate(scores[r]) for r in rows], [[_mean(v[r]) for r in rows] for v in (near, person)]
+
+def _mean(values): return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 # %% ../../nbs/re_net/80_figures.ipynb #dddb2fc6
 def feature_figure(
@@ -181,9 +183,11 @@ def feature_figure(
     rows = (reference, row)
     found, table = _looked_at(context, rows, frames), []
     for au in aus:
-        labels, people, scores, near = _separability(found, rows, context.faces.aus.index(au))
+        labels, people, scores, (near, person) = _separability(found, rows, context.faces.aus.index(au))
         value, draws = drawn_auc(labels, scores, people, min(context.n_boot, 300))
-        for m, name in enumerate(rows): table += [(f'AU{au}', f'{name}, AUC of a linear probe', value[m], *_ends(draws[:, m])), (f'AU{au}', f'{name}, silhouette', near[m], np.nan, np.nan)]
+        for m, name in enumerate(rows):
+            table.append((f'AU{au}', f'{name}, AUC of a linear probe', value[m], *_ends(draws[:, m])))
+            table += [(f'AU{au}', f'{name}, silhouette of {what}', v[m], np.nan, np.nan) for what, v in (('the classes', near), ('people', person))]
         table.append((f'AU{au}', 'difference of the AUCs', value[1] - value[0], *_ends(draws[:, 1] - draws[:, 0])))
     table = pd.DataFrame(table, columns=['row', 'item', 'measured', 'low', 'high'])
     return table, _feature_picture(found[0], rows, aus, context.faces.aus, perplexity, seed), _feature_note(table, row, reference, perplexity, seed)
