@@ -9,10 +9,11 @@ __all__ = ['TITLES', 'best_of', 'selection_bias', 'trial_table', 'world_runs', '
 # %% ../../nbs/pairwise/80_analyses.ipynb #71c39e65
 import numpy as np
 import pandas as pd
+from scipy.special import logit
 from scipy.stats import rankdata
 
 # %% ../../nbs/pairwise/80_analyses.ipynb #7aaa6e7a
-from ..faces.frames import KEYS, occurrence
+from ..faces.frames import KEYS
 from .mapping import MAPPINGS
 from ..scoring.metrics import METRICS, metric_table
 from ..scoring.significance import drawn_f1
@@ -63,11 +64,12 @@ def trial_table(
         for n, t in tables.items(): rows += [(n, item, t.value[item], t.low[item], t.high[item], np.nan) for item in t.index]
         for item in next(iter(tables.values())).index:
             said = best_of([t.value[item] for t in tables.values()])
-            rows += [(f'{method}, {k} of {said["n"]}', item, said[k], np.nan, np.nan, printed.get((paper, item), np.nan) if k == 'best' and method == 'Pairwise' else np.nan) for k in ('best', 'mean', 'sd')]
+            beside = printed.get((paper, item), np.nan) if method == 'Pairwise' else np.nan
+            rows += [(f'{method}, {k} of {said["n"]}', item, said[k], np.nan, np.nan, beside if k == 'best' else np.nan) for k in ('best', 'mean', 'sd')]
         points[method] = [t.value['score'] for t in tables.values()]
         notes.append(_bias_words(method, own, rule))
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high', 'published'])
-    return table, _trial_figure(points), ' '.join(notes) + ' The number that a reader can expect of one training is the mean; the paper prints the best of five, chosen on the data that it is reported for.'
+    return table, _trial_figure(points), ' '.join(notes) + ' What a reader can expect of one training is the mean; the paper prints the best of five, chosen where it is reported.'
 
 
 def _bias_words(method, own, rule):
@@ -80,7 +82,7 @@ def _bias_words(method, own, rule):
 def _trial_figure(points):
     import matplotlib.pyplot as plt
     figure, axis = plt.subplots(figsize=(4.5, 1 + .5 * len(points)))
-    for y, (method, values) in enumerate(points.items()):
+    for y, values in enumerate(points.values()):
         axis.plot(values, [y] * len(values), 'o', ms=5, mfc='none', color='tab:blue')
         axis.plot([np.mean(values)], [y], '|', ms=16, color='black'); axis.plot([np.max(values)], [y], 'o', ms=5, color='tab:red')
     axis.set(yticks=range(len(points)), yticklabels=list(points), xlabel='ABAW score of each trial (line: mean, filled: best)', ylim=(-.6, len(points) - .4))
@@ -159,10 +161,9 @@ def _gain(values, draws, names, a, b):
 def _mapped(context, row):
     "Score tables of every mapping, pooled over the row's runs; and the data spec. Seeds are told apart as the study's own pooling does."
     from au_study.study.tables import pooled
-    parts, spec = [], None
-    for run, (model, faces, _, spec) in zip(context.ids(row), world_runs(context, row)):
-        parts.append((context.store.read(run, 'run')['seed'], mapped_scores(model, faces)[1]))
-    return {m: pooled([(seed, t[m], t[m]) for seed, t in parts])[1] for m in parts[0][1]}, spec
+    found = [(mapped_scores(model, faces)[1], spec) for model, faces, _, spec in world_runs(context, row)]
+    seeds = [context.store.read(run, 'run')['seed'] for run in context.ids(row)]
+    return {m: pooled([(seed, t[m], t[m]) for seed, (t, _) in zip(seeds, found)])[1] for m in found[0][0]}, found[0][1]
 
 
 def _one_criterion(true, own):
@@ -250,15 +251,15 @@ def comparability_table(
         found = rank_correlations(values, true, subjects, min(context.n_boot, 200))
         what = 'pseudo-intensity' if method == pairwise else 'score of single images'
         rows += [(world, f'{what}, {item}', *found.loc[item]) for item in found.index]
-    note = ('Spearman correlation with the true intensity, mean over AUs, of unseen people. The ranking loss orders frames within videos only; as far as the across correlation is close to the within one, '
-            'the network has found a scale that people share.')
+    note = ('Spearman correlation with the true intensity, mean over AUs, of unseen people. The ranking loss orders frames within videos only; '
+            'as far as the across correlation is close to the within one, the network has found a scale that people share.')
     return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), None, note
 
 
 def _with_truth(model, faces, spec, pairwise):
-    "Scores, true intensities and subjects of a test fold; outputs of the models of different folds are ranked within their fold."
+    "Outputs, true intensities and subjects of a test fold; outputs in standard units of the fold, since each fold has a model of its own."
     true = _true(spec)
     if true is None: raise ValueError('The true intensity is known in the face world only; run this study with --data world.')
-    values = model.fitted_pseudo().pseudo_intensities(faces) if pairwise else model.predict_scores(faces)[faces.columns].to_numpy()
+    values = model.fitted_pseudo().pseudo_intensities(faces) if pairwise else logit(model.predict_scores(faces)[faces.columns].to_numpy().clip(1e-6, 1 - 1e-6))
     shown = faces.frames[list(KEYS)].merge(true[[*KEYS, *faces.columns]], on=list(KEYS), how='left')[faces.columns].to_numpy()
-    return rankdata(values, axis=0) / len(values) if not pairwise else values, shown, faces.frames['subject'].to_numpy()
+    return (values - values.mean(0)) / values.std(0).clip(1e-9), shown, faces.frames['subject'].to_numpy()

@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 # %% ../../nbs/pairwise/50_mapping.ipynb #e70d61a2
-from .variation_range import EDGES, PERCENTILES, RangeSketch, variation_range, video_rank
+from .variation_range import EDGES, PERCENTILES, variation_range, video_rank
 from ..training.batches import derive_seed, masked_bce
 from ..training.loop import mean_f1
 

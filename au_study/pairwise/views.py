@@ -18,7 +18,6 @@ import torch
 from ..facs import FLIP_PERMUTATION
 from ..faces.alignment import ProcrustesCrop, crop_faces
 from ..faces.faceset import FaceSet
-from ..world.dynamics import code_labels
 from ..world.identity import WORLD_AUS
 from ..world.world import FaceWorld, scenes_of, world_card, world_sizes
 
