@@ -190,6 +190,7 @@ class RENet(_AUNetwork):
         affine=True,            # False: scale 1 and bias 0 (Sec. 4.6)
         head='shared',          # last layer: 'shared' or 'own' of each AU
         strategy='random_au',   # 'random_au': one AU a batch; 'all_aus': the sum of all losses
+        drawn=1,                # AUs a batch of 'random_au' (1: the paper)
         task='occurrence',      # 'occurrence', or 'intensity' (six levels; scores are intensities)
         outputs='sigmoid',      # of occurrence: 'sigmoid' or 'softmax'
         read_out='argmax',      # intensity from six outputs: 'argmax' or 'expected'
@@ -206,12 +207,13 @@ class RENet(_AUNetwork):
         self.backbone, self.width, self.depth, self.stride = backbone, width, depth, stride
         self.graph, self.graph_seed, self.graph_scale, self.denominator, self.statistics, self.affine, self.head = graph, graph_seed, graph_scale, denominator, statistics, affine, head
         self.strategy, self.task, self.outputs, self.read_out, self.duplicate, self.duplicate_rule = strategy, task, outputs, read_out, duplicate, duplicate_rule
-        self.momentum, self.new_aus, self.new_statistics, self.crop, self.memory_mb = momentum, new_aus, new_statistics, crop, memory_mb
+        self.drawn, self.momentum, self.new_aus, self.new_statistics, self.crop, self.memory_mb = drawn, momentum, new_aus, new_statistics, crop, memory_mb
         self.weights, self.weights_sha256, self.trainer = weights, weights_sha256, trainer
 
 # %% ../../nbs/re_net/50_estimator.ipynb #4fd341e9
 def _build(self: RENet, faces) -> nn.Module:
     if self.strategy not in ('random_au', 'all_aus'): raise ValueError(f"strategy must be 'random_au' or 'all_aus', but is {self.strategy!r}.")
+    if self.drawn < 1: raise ValueError(f'drawn is {self.drawn}; a batch needs one AU or more.')
     faces = self.__dict__.get('_faces', faces)                          # before blanking and duplication
     kind = relation_graph(self.graph, label_graph(faces, self.task), self.graph_seed, self.graph_scale)
     relation = Relation(kind, self.denominator, self.graph == 'learnable', [f'AU{a}' for a in self.new_aus], self.new_statistics)
@@ -221,8 +223,8 @@ def _loss(self: RENet, module, batch: FaceBatch) -> Tensor:
     net, labels, images = getattr(module, 'module', module), self._labels(batch), crop_images(batch.image, self.crop, True)
     owned = net.relation.owned
     if self.strategy == 'all_aus': return len(owned) * network_loss(module(images), labels[:, owned], net.outputs)     # Eq. 6 sums over AUs
-    c = draw_au(labels, owned)
-    return network_loss(module(images, c), labels[:, c], net.outputs)
+    c = draw_au(labels, owned) if self.drawn == 1 else draw_au(labels, owned, self.drawn)
+    return (1 if self.drawn == 1 else len(c)) * network_loss(module(images, c), labels[:, c], net.outputs)
 
 def _pass(self: RENet, module) -> OnePass:
     "All AUs in one pass, in the precision of the trainer."

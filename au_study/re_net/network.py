@@ -153,8 +153,10 @@ def read_levels(
 def draw_au(
     labels: Tensor,       # [B, K], NaN = not coded
     owned,                # indices that may be drawn
-) -> int:                 # index of one AU
-    "Draw an AU of a batch from torch's generator (RE-Net Sec. 3.4)."
+    count: int = None,    # None: one AU, as an index; a number: at most so many different ones, as a list
+) -> int:                 # index of one AU, or a list
+    "Draw an AU of a batch, or several, from torch's generator (RE-Net Sec. 3.4)."
     coded = (~torch.isnan(labels)).any(0).tolist()
     pool = [c for c in owned if coded[c]] or list(owned)
-    return pool[torch.randint(len(pool), ()).item()]
+    if count is None: return pool[torch.randint(len(pool), ()).item()]
+    return [pool[i] for i in torch.randperm(len(pool))[:count].tolist()]
