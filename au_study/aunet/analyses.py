@@ -178,6 +178,7 @@ def faithfulness_table(
     weights = _draws(len(counts[row]), context.n_boot)
     values = {name: _faith(c.sum(0)) for name, c in counts.items()}
     draws = {name: _faith(np.einsum('bs,sqij->bqij', weights, c)) for name, c in counts.items()}
+    draws = {name: [d - d.mean() + v for d, v in zip(draws[name], values[name])] for name in draws}      # a distance grows by resampling
     rows = [(name, measure, float(values[name][i]), *_ends(draws[name][i])) for name in values for i, measure in enumerate(('L2 distance, x 100', 'dependency F1, %'))]
     for i, (measure, sign) in enumerate((('L2 distance', -1), ('Dependency F1-score', 1))):
         rows.append((measure, item, float(sign * (values[row][i] - values[reference][i])), *_ends(sign * (draws[row][i] - draws[reference][i]))))
@@ -291,7 +292,7 @@ def _changed(scene, kind, level):
     "A scene under hardship."
     n = len(scene)
     if kind.startswith('turn'): return replace(scene, yaw=level * torch.where(torch.arange(n) % 2 == 0, 1., -1.), occlusion=torch.zeros(n))
-    if kind.startswith('hand'): return replace(scene, occlusion=torch.full((n,), level), occluder_x=torch.zeros(n), occluder_y=torch.full((n,), 1.05), occluder_angle=torch.full((n,), 90.))
+    if kind.startswith('hand'): return replace(scene, occlusion=torch.full((n,), level), occluder_x=torch.zeros(n), occluder_y=torch.full((n,), 1.05), occluder_angle=torch.zeros(n))
     return scene
 
 # %% ../../nbs/aunet/85_analyses.ipynb #383d4dbd

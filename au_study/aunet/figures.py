@@ -166,13 +166,16 @@ def branch_figure(
     "Static and dynamic maps of AU-TDN (AUNet Fig. 9), and how each follows the change of the picture."
     model, test = context.model(row, 0), context.faces.fold(fold)[1]
     by, moving = _moving(test, max(model.offsets))
-    if not len(moving): return pd.DataFrame([(row, 'frames with a change', 0.)], columns=['row', 'item', 'measured']), None, 'No label of the test subjects changes within the interval; use more frames.'
+    if not len(moving):
+        none = pd.DataFrame([(row, 'frames with a change', 0.)], columns=['row', 'item', 'measured'])
+        return none, None, 'No label of the test subjects changes within the interval; use more frames.'
     rows = moving[_spread(moving, frames)]
     static, dynamic, change, _ = branch_maps(model, test, rows)
     values = np.stack([_pixel_correlation(m, change) for m in (static, dynamic)], 1)
     subjects = test.frames['subject'].iloc[rows]
     mean, low, high = _over_subjects(np.column_stack([values, values[:, 1] - values[:, 0]]), subjects, context.n_boot)
-    table = pd.DataFrame([(n, 'correlation with the change of the picture', mean[i], low[i], high[i]) for i, n in enumerate(('static branch', 'dynamic branch', 'dynamic - static'))], columns=['row', 'item', 'measured', 'low', 'high'])
+    lines = [(n, 'correlation with the change of the picture', mean[i], low[i], high[i]) for i, n in enumerate(('static branch', 'dynamic branch', 'dynamic - static'))]
+    table = pd.DataFrame(lines, columns=['row', 'item', 'measured', 'low', 'high'])
     picked = [(au, by[au][len(by[au]) // 2]) for au in shown if len(by.get(au, []))] or [('any AU', rows[0])]
     return table, _branch_picture(model, test, picked), f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
 
