@@ -50,7 +50,7 @@ def au_description_table(context) -> tuple:  # table, no figure, note
     numbers = sorted({int(i[2:]) for i in context.published['item']}) or [1, 2, 4]
     cells = lambda a: {'AU name': a.name, 'Location': a.location, 'Muscle name': a.muscle, 'RoI with landmarks': ' '.join('+'.join(map(str, c)) for c in a.landmarks)}
     table = pd.DataFrame([(row, f'AU{n}', text) for n in numbers for row, text in cells(AUS[n]).items()], columns=['row', 'item', 'measured'])
-    words = lambda t: str(t).lower().rstrip('.')
+    words = lambda t: [w for w in str(t).lower().rstrip('.').split() if w != 'the']
     return _agreement(table, context.published, lambda row, a, b: set(_numbers(a)) == set(_numbers(b)) if 'landmark' in row else words(a) == words(b))
 
 # %% ../../nbs/aunet/85_analyses.ipynb #6ff8aa00
@@ -79,10 +79,12 @@ def expression_table(context) -> tuple:  # table, no figure, note
     for name, combos in EMOTIONS.items():
         for c in combos:
             columns = [f'AU{a}' for a in c]
-            if len(c) > 1 and set(columns) <= coded: rows.append((f'times as often as if independent, {said([c])}', name.capitalize(), *_lift(active[columns].to_numpy(), frames['subject'].to_numpy(), context.n_boot)))
-    return _agreement(pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), context.published, lambda row, a, b: sorted(map(_combination, a.split(','))) == sorted(map(_combination, str(b).split(','))))
+            if len(c) < 2 or not set(columns) <= coded: continue
+            found = _lift(active[columns].to_numpy(), frames['subject'].to_numpy(), context.n_boot)
+            rows.append((f'times as often as if independent, {said([c])}', name.capitalize(), *found))
+    return _agreement(pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), context.published, lambda row, a, b: _combinations(a) == _combinations(b))
 
-def _combination(text): return frozenset(re.findall(r'\d+', text))
+def _combinations(text): return {frozenset(re.findall(r'\d+', part)) for part in str(text).split(',')}
 
 # %% ../../nbs/aunet/85_analyses.ipynb #ee786334
 VARIANTS = {'AU-FAN': {}, 'AU-VAE': {'vae': True}, 'AU-TDN': {'motion': 'tdn'}, 'AUNet': {'vae': True, 'motion': 'tdn'}}
@@ -109,7 +111,7 @@ def data_set_table(context) -> tuple:  # table, no figure, note
         rows += [(name, '#Subjects', f'{p.subjects}'), (name, '#Faces', f'{round(p.subjects * p.videos * p.frames / 1000)}K'), (name, '#AUs', f'{len(p.aus)}'),
                  (name, 'Video', 'Y' if p.frames > 1 else 'N'), (name, 'In the wild', 'Y' if p.scene['light'] > 1 else 'N')]
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured']).merge(context.published.rename(columns={'value': 'published'}), on=['row', 'item'], how='outer', sort=False)
-    return table, None, 'Full size of the worlds, whatever the profile renders. Differences: DISFA has 130,000 coded frames and codes 12 AUs, of which 8 are used; FERA2015 and EmotioNet have no world.'
+    return table, None, 'Full size of the worlds, whatever the profile renders. DISFA has 130,000 coded frames and codes 12 AUs, of which 8 are used; FERA2015 and EmotioNet have no world.'
 
 # %% ../../nbs/aunet/85_analyses.ipynb #caf8dcc1
 PARTS = ('n', 'y', 'yy', 'x', 'xx', 'right', 'found')
@@ -121,7 +123,8 @@ def pair_counts(
 ) -> tuple[np.ndarray, list]:  # [S, 7, K, K] in the order of PARTS; AU names
     "Counts of pairs of AUs for each subject, over frames where both are labelled."
     names = [c for c in truth if re.fullmatch(r'AU\d+', c)]
-    if not truth[['subject', 'video', 'frame']].reset_index(drop=True).equals(scores[['subject', 'video', 'frame']].reset_index(drop=True)): raise ValueError('Truth and scores have other frames; give tables with the same keys in the same order.')
+    keys = [t[['subject', 'video', 'frame']].reset_index(drop=True) for t in (truth, scores)]
+    if not keys[0].equals(keys[1]): raise ValueError('Truth and scores have other frames; give tables with the same keys in the same order.')
     out = []
     for rows in truth.groupby('subject', sort=True).indices.values():
         y, x = truth[names].to_numpy(float)[rows], (scores[names].to_numpy(float)[rows] >= threshold).astype(float)
@@ -183,7 +186,8 @@ def faithfulness_table(
     for i, (measure, sign) in enumerate((('L2 distance', -1), ('Dependency F1-score', 1))):
         rows.append((measure, item, float(sign * (values[row][i] - values[reference][i])), *_ends(sign * (draws[row][i] - draws[reference][i]))))
     said = [f"{m}: {'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'}" for m, _, _, low, high in rows[-2:]]
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), None, f"Gain of {row} over {reference}, positive is better. {'; '.join(said)}. The printed differences have no stated scale."
+    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
+    return table, None, f"Gain of {row} over {reference}, positive is better. {'; '.join(said)}. The printed differences have no stated scale."
 
 # %% ../../nbs/aunet/85_analyses.ipynb #75e5cd1c
 def _percent(values, draws, i): return (100 * values[i, -1], *(100 * np.nanquantile(draws[:, i, -1], [.025, .975])))
@@ -200,7 +204,8 @@ def temporal_table(
     for i, name in enumerate(names):
         rows += [(name, 'Model size(M)', count_parameters(context.model(name).module_, trainable=True) / 1e6, np.nan, np.nan), (name, 'F1-score(%)', *_percent(values, draws, i))]
         if i != base: rows.append((name, f'gain over {reference}, points', 100 * (values[i, -1] - values[base, -1]), *(100 * np.nanquantile(draws[:, i, -1] - draws[:, base, -1], [.025, .975]))))
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), None, 'Sizes are those of the profile (2.66 million at the full one), without the frozen landmark network. +FlowNet is OpenCV\'s DIS flow here, which has no weights.'
+    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
+    return table, None, 'Sizes are those of the profile (2.66 million at the full one), without the frozen landmark network. +FlowNet is OpenCV\'s DIS flow here, which has no weights.'
 
 # %% ../../nbs/aunet/85_analyses.ipynb #958062fd
 def right_share(
@@ -229,8 +234,9 @@ def ttest_table(
         by = pd.DataFrame({'a': own[keep], 'b': other[keep], 's': base.truth['subject'].to_numpy()[keep]}).groupby('s').mean()
         people = paired_ttest(by['a'], by['b'])
         inflation = _inflation(frames, people)
-        rows += [(name, 't-statistic', frames.t, np.nan, np.nan), (name, 'p-value', frames.p, np.nan, np.nan), (name, 't over subjects', people.t, np.nan, np.nan), (name, 'p over subjects', people.p, np.nan, np.nan),
-                 (name, 'difference over subjects, points', 100 * people.difference, 100 * people.low, 100 * people.high), (name, 'frames that count as one', inflation, np.nan, np.nan)]
+        numbers = {'t-statistic': frames.t, 'p-value': frames.p, 't over subjects': people.t, 'p over subjects': people.p, 'frames that count as one': inflation}
+        rows += [(name, item, value, np.nan, np.nan) for item, value in numbers.items()]
+        rows.append((name, 'difference over subjects, points', 100 * people.difference, 100 * people.low, 100 * people.high))
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
     return table, None, _ttest_note(table, int(keep.sum()), len(by))
 
@@ -242,7 +248,8 @@ def _inflation(frames, people):
 def _ttest_note(table, n, subjects):
     p = table[table['item'] == 'p over subjects'].set_index('row')['measured']
     said = ', '.join(f'{name} {v:.2g}' for name, v in p.items())
-    return f'{n} frames of {subjects} subjects. Frames of a video are not independent, so the test over frames says nothing about other people; over subjects p is {said}. Three tests were made, none is corrected for that.'
+    return (f'{n} frames of {subjects} subjects. Frames of a video are not independent, so the test over frames says nothing about other people; '
+            f'over subjects p is {said}. {len(p)} test(s) were made, none is corrected for that.')
 
 # %% ../../nbs/aunet/85_analyses.ipynb #18900201
 COMPLEXITY = {  # as printed: millions of weights, thousands of millions of operations
@@ -272,7 +279,8 @@ def complexity_table(
         f = found.get(name, {'parameters': np.nan, 'macs': np.nan})
         rows += [(name, 'weights, millions', f['parameters'] / 1e6, weights), (name, 'multiplications, thousand millions', f['macs'] / 1e9, operations)]
     rows.append(('three frames through the face alignment module', 'multiplications, thousand millions', 3 * found['face alignment module']['macs'] / 1e9, np.nan))
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'published']), None, f'{side} px, {K} AUs, one sample. The paper counts the landmark network once; AUNet sends three frames through it.'
+    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'published'])
+    return table, None, f'{side} px, {K} AUs, one sample. The paper counts the landmark network once; AUNet sends three frames through it.'
 
 # %% ../../nbs/aunet/85_analyses.ipynb #9e2f735b
 HARDSHIPS = {'hand over the mouth, half width in eye distances': (0., .15, .3, .5), 'turn of the head, degrees': (0., 20., 40., 60.), 'pixels across the crop, share': (1., .5, .25, .125)}
@@ -364,7 +372,7 @@ def robustness_curve(
                 errors = _landmark_errors(models[name], faces)
                 if errors is None: continue
                 rows.append((name, f'landmark error %, {at}', 100 * float(errors.mean()), np.nan, np.nan))
-                if au in truth: split.append(pd.DataFrame({'row': name, 'kind': kind, 'level': level, 'error': errors, 'right': ((tables[i][au] >= .5) == (truth[au] > .5)).to_numpy(), 'active': (truth[au] > .5).to_numpy()}))
+                if au in truth: split.append(pd.DataFrame({'row': name, 'error': errors, 'right': (tables[i][au] >= .5).to_numpy(), 'active': (truth[au] > .5).to_numpy()}))
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
     return _with_split(table, split, au), _robustness_figure(table, list(models), kinds), _robustness_note(kinds, test)
 
@@ -373,7 +381,9 @@ def _with_split(table, split, au):
     "Rows of Fig. 7's claim: landmark errors where a present AU was found and where it was missed."
     if not split: return table
     seen = pd.concat(split).query('active')
-    more = [(name, f"landmark error %, {au} present and {'found' if right else 'missed'}, all hardships", 100 * part['error'].mean(), np.nan, np.nan) for (name, right), part in seen.groupby(['row', 'right'], sort=False)]
+    words = {True: 'found', False: 'missed'}
+    more = [(name, f'landmark error %, {au} present and {words[bool(right)]}, all hardships', 100 * part['error'].mean(), np.nan, np.nan)
+            for (name, right), part in seen.groupby(['row', 'right'], sort=False)]
     return pd.concat([table, pd.DataFrame(more, columns=table.columns)], ignore_index=True)
 
 def _robustness_figure(table, models, kinds):

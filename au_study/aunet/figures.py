@@ -70,7 +70,8 @@ def feature_map_figure(
         found = _over_subjects(share, subjects, context.n_boot)
         table += [(name, f'level {k + 1}, {m.shape[-1]} x {m.shape[-1]}: times the activity near landmarks', *(v[k] for v in found)) for k, m in enumerate(maps[name])]
     table = pd.DataFrame(table, columns=['row', 'item', 'measured', 'low', 'high'])
-    return table, _map_picture(test, rows, maps, _spread(rows, shown)), f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; near is within 5 % of the side, or the nearest pixel of the map.'
+    note = f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; near is within 5 % of the side, or the nearest pixel of the map.'
+    return table, _map_picture(test, rows, maps, _spread(rows, shown)), note
 
 def _map_picture(faces, rows, maps, shown):
     "Faces, and under each the levels of every network."
@@ -115,7 +116,8 @@ def adjacency_figure(
     matrices = {'labels': adjacency(total[row]), **{n: adjacency(t, 'predictions') for n, t in total.items()}}
     pairs = strong_pairs(matrices['labels'], names, limit) or strong_pairs(matrices['labels'], names, 0)[:3]
     table = [(f'{names[i]} and {names[j]}', f'correlation in {"the labels" if n == "labels" else n}', float(m[i, j])) for i, j, _ in pairs for n, m in matrices.items()]
-    return pd.DataFrame(table, columns=['row', 'item', 'measured']), _matrix_picture(matrices, names, limit, row), f'Pairs whose correlation in the labels is {limit:g} or more in size, on the test frames. Red joins AUs that go together, blue those that exclude each other.'
+    note = f'Pairs whose correlation in the labels is {limit:g} or more in size, on the test frames. Red joins AUs that go together, blue those that exclude each other.'
+    return pd.DataFrame(table, columns=['row', 'item', 'measured']), _matrix_picture(matrices, names, limit, row), note
 
 def _matrix_picture(matrices, names, limit, row):
     import matplotlib.pyplot as plt
@@ -214,7 +216,8 @@ def _timeline(axis, truth, scores, names, threshold):
         for m, (name, on) in enumerate(lines.items()):
             edge = np.flatnonzero(np.diff(np.r_[False, on, False]))
             axis.broken_barh([(a, b - a) for a, b in zip(edge[::2], edge[1::2])], (k + m / (len(lines) + 1), .8 / (len(lines) + 1)), color=colours[name], label=name if k == 0 else None)
-    axis.set(yticks=np.arange(len(names)) + .4, yticklabels=names, xlabel='frame of the sample', ylim=(len(names), -.1)); axis.legend(fontsize=7, ncols=3, loc='upper center', bbox_to_anchor=(.5, 1.2), frameon=False)
+    axis.set(yticks=np.arange(len(names)) + .4, yticklabels=names, xlabel='frame of the sample', ylim=(len(names), -.1))
+    axis.legend(fontsize=7, ncols=3, loc='upper center', bbox_to_anchor=(.5, 1.2), frameon=False)
 
 # %% ../../nbs/aunet/80_figures.ipynb #64620c24
 def continuity_figure(
