@@ -15,7 +15,7 @@ from au_study.static_dynamic.estimator import StaticDynamic, difference_scale, p
 from au_study.static_dynamic.features import DynamicNet, StaticNet
 from au_study.static_dynamic.parsing import FaceParser
 from au_study.static_dynamic.preprocessing import AroundLandmarks, check_spacing, edge_image, grey_image, hull_mask, landmark_difference, outline_points, two_channels
-from au_study.static_dynamic.query import AUQuery, Chained, StaticDynamicNet, query_loss, query_order
+from au_study.static_dynamic.query import AUQuery, Chained, QuestionNorm, StaticDynamicNet, query_loss, query_order
 from au_study.static_dynamic.smoothing import smooth
 from au_study.study.manifests import load_profile, load_study
 from au_study.study.published import published
@@ -51,16 +51,16 @@ def gru_states(steps, start, gru):
 def linear(layer, x): return layer.weight.detach().double().numpy() @ x + layer.bias.detach().double().numpy()
 
 
-def norm(layer, x):
-    mean, var, w, b = (t.detach().double().numpy() for t in (layer.running_mean, layer.running_var, layer.weight, layer.bias))
-    return (x - mean) / np.sqrt(var + layer.eps) * w + b
+def norm(layer, x, question=...):
+    mean, var, w, b = (t.detach().double().numpy() for t in (layer.running_mean[question], layer.running_var[question], layer.weight, layer.bias))
+    return (x - mean) / np.sqrt(var + 1e-5) * w + b
 
 
 def unsettle(net, seed=0):
     """Random running statistics, so that a normalisation in evaluation is no identity."""
     g = torch.Generator().manual_seed(seed)
     for m in net.modules():
-        if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+        if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, QuestionNorm)):
             m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=g) * .2); m.running_var.copy_(torch.rand(m.running_var.shape, generator=g) + .5)
             m.weight.data.copy_(torch.rand(m.weight.shape, generator=g) + .5); m.bias.data.copy_(torch.randn(m.bias.shape, generator=g) * .2)
     return net.eval()
@@ -219,8 +219,19 @@ def test_whole_network_against_numpy():
     for b in range(2):
         states = gru_states(net.query.table.detach().numpy()[order], np.concatenate([f[b], s[b]]), net.query.gru)
         for asked, column in enumerate(order):
-            q = linear(fc2, sigmoid(norm(bn2, linear(fc1, sigmoid(norm(bn1, linear(fc0, norm(bn0, states[asked]))))))))
+            h = sigmoid(norm(bn1, linear(fc0, norm(bn0, states[asked], column)), column))
+            q = linear(fc2, sigmoid(norm(bn2, linear(fc1, h), column)))
             np.testing.assert_allclose(got[b, column], np.exp(q) / np.exp(q).sum(), atol=1e-5)
+
+
+def test_each_question_is_normalised_by_itself_in_training():
+    torch.manual_seed(0)
+    x, layer = torch.randn(9, 3, 4) + torch.tensor([0., 5, -7])[:, None], QuestionNorm(4, 3)
+    twins = [torch.nn.BatchNorm1d(4) for _ in range(3)]
+    expected = torch.stack([t(x[:, i]) for i, t in enumerate(twins)], 1)
+    torch.testing.assert_close(layer(x), expected); torch.testing.assert_close(layer.running_var, torch.stack([t.running_var for t in twins]))
+    layer.eval(); [t.eval() for t in twins]
+    torch.testing.assert_close(layer(x), torch.stack([t(x[:, i]) for i, t in enumerate(twins)], 1))
 
 
 def test_released_sizes():
@@ -247,7 +258,7 @@ def small(**changes):
 
 @pytest.mark.parametrize('change', [
     dict(mask='none'), dict(mask='parsing'), dict(forehead=0.), dict(outline=False), dict(points='all'), dict(step=2), dict(standardise=False), dict(inputs='static'), dict(inputs='dynamic'),
-    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'), dict(embedding=7), dict(order='reversed'),
+    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'), dict(embedding=7), dict(order='reversed'),
     dict(order='shuffled', order_seed=0), dict(loss_on='probabilities')], ids=str)
 def test_every_parameter_changes_something(change, tmp_path, monkeypatch):
     monkeypatch.setattr(estimator_module, 'world_parser', lambda: torch.manual_seed(1) and FaceParser())
@@ -338,7 +349,7 @@ def test_fit_repeats_itself():
 
 @pytest.mark.parametrize('change,message', [
     (dict(mask='oval'), "mask must be 'hull', 'parsing' or 'none'"), (dict(points='68'), 'points must be one of'), (dict(step=0), 'step is 0'), (dict(inputs='neither'), 'inputs must be one of'),
-    (dict(fusion='sum'), 'fusion must be one of'), (dict(query='lstm'), 'query must be one of'), (dict(order='random'), "order must be"), (dict(read='max'), "read must be 'gru' or 'mean'"), (dict(memory=-1), 'memory is -1'),
+    (dict(fusion='sum'), 'fusion must be one of'), (dict(query='lstm'), 'query must be one of'), (dict(order='random'), "order must be"), (dict(read='max'), "read must be 'gru' or 'mean'"), (dict(memory=-1), 'memory is -1'), (dict(statistics='none'), "statistics must be"),
     (dict(loss_on='scores'), "loss_on must be"), (dict(smoothing='median'), 'smoothing must be one of'), (dict(smooth_frames=-1), 'smooth_frames is -1')])
 def test_nonsense_is_refused(change, message):
     with pytest.raises(ValueError, match=message): StaticDynamic(**small(**change)).fit(moving(frames=4))

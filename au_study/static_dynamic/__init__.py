@@ -10,10 +10,10 @@ from .estimator import StaticDynamic, difference_scale, paper_trainer
 from .features import DynamicNet, StaticNet, remember
 from .parsing import FaceParser, overlap, parsing_faces, train_parser, world_parser
 from .preprocessing import POINTS, AroundLandmarks, check_spacing, edge_image, follow, grey_image, hull_mask, landmark_difference, outline_points, two_channels
-from .query import AUQuery, Chained, Classifier, ParallelHeads, Projected, StaticDynamicNet, Union, query_loss, query_order
+from .query import AUQuery, Chained, Classifier, ParallelHeads, Projected, QuestionNorm, StaticDynamicNet, Union, query_loss, query_order
 from .smoothing import SMOOTHING, smooth
 
 # %% ../../nbs/static_dynamic/index.ipynb #6f4ce975
-__all__ = ['AUQuery', 'AroundLandmarks', 'Chained', 'Classifier', 'DynamicNet', 'FaceParser', 'POINTS', 'ParallelHeads', 'Projected', 'SMOOTHING', 'StaticDynamic', 'StaticDynamicNet', 'StaticNet',
+__all__ = ['AUQuery', 'AroundLandmarks', 'Chained', 'Classifier', 'DynamicNet', 'FaceParser', 'POINTS', 'ParallelHeads', 'Projected', 'QuestionNorm', 'SMOOTHING', 'StaticDynamic', 'StaticDynamicNet', 'StaticNet',
            'Union', 'check_spacing', 'difference_scale', 'edge_image', 'follow', 'grey_image', 'hull_mask', 'landmark_difference', 'outline_points', 'overlap', 'paper_trainer', 'parsing_faces',
            'query_loss', 'query_order', 'remember', 'smooth', 'train_parser', 'two_channels', 'world_parser']

@@ -72,6 +72,7 @@ class StaticDynamic(AUEstimator):
         embedding=64,           # of an AU in the table; 96 in the released code
         order='dataset',        # in which AUs are asked for: 'dataset', 'reversed', 'shuffled', or AU numbers
         order_seed=0,           # of 'shuffled'
+        statistics='own',       # of the classifier's normalisations: each question its 'own', or 'shared'
         loss_on='logits',       # or 'probabilities': softmax twice, as the released code
         smoothing='hold',       # of the scores in time: 'none', 'hold' (released code) or 'mean'
         smooth_frames=3,        # its reach, frames
@@ -85,7 +86,7 @@ def _build(self: StaticDynamic, faces) -> nn.Module:
     if self.mask not in ('hull', 'parsing', 'none'): raise ValueError(f"mask must be 'hull', 'parsing' or 'none', but is {self.mask!r}.")
     if self.points not in POINTS: raise ValueError(f"points must be one of {', '.join(map(repr, POINTS))}, but is {self.points!r}.")
     module = StaticDynamicNet(query_order(faces.aus, self.order, self.order_seed), len(POINTS[self.points]), self.features, self.embedding, self.width,
-                              self.inputs, self.fusion, self.query, self.read, self.memory)
+                              self.inputs, self.fusion, self.query, self.read, self.memory, self.statistics)
     if module.dynamic is not None and self.standardise:
         for buffer, value in zip((module.dynamic.mean, module.dynamic.spread), difference_scale(faces, self.step, self.points)): buffer.copy_(value)
     module.parser = None
