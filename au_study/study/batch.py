@@ -27,7 +27,7 @@ from .launch import check_parameters, die_with_parent, driver_tag, places, stop_
 from .manifests import ManifestError, load_study, project_root, results_root
 from .plan import Plan, in_words, make_plan, make_ready, remaining_seconds, write_plan
 from .report import collect_tables, read_failure, states, write_report
-from .runs import RunStore, code_hash
+from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
 
 # %% ../../nbs/study/55_batch.ipynb #36c104ad
@@ -186,8 +186,8 @@ class Progress:
         if kind == 'data': return f"{count} {name} is ready"
         if kind == 'studies': return f"{count} table {self.plan.studies[name]['study']}"
         entry, seconds = self.plan.runs[name], sum(self.store.read(name, 'timing')['seconds'].values())
-        f1, left = 100 * self.store.read(name)['average']['f1'], in_words(remaining_seconds(self.plan, self.store, self.slots))
-        return f"{count} {entry['label']} {entry['dataset']} fold {entry['fold']} seed {entry['seed']}: F1 {f1:.1f} % in {seconds:.0f} s; {left} left"
+        said, left = headline(self.store.read(name)['average']), in_words(remaining_seconds(self.plan, self.store, self.slots))
+        return f"{count} {entry['label']} {entry['dataset']} fold {entry['fold']} seed {entry['seed']}: {said} in {seconds:.0f} s; {left} left"
 
     def close(self): self.bar.close()
 

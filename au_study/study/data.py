@@ -92,7 +92,7 @@ def knob_words(
 ) -> str:
     "The knobs of a turned world as a part of a name: '-duration_factor_2', '-coder.spread_1'; cut short where there are many, since a hash follows."
     def flat(knobs, start=''):
-        for k, v in knobs.items():
+        for k, v in sorted(knobs.items()):   # a record is read back with sorted keys
             if isinstance(v, dict): yield from flat(v, f'{start}{k}.')
             else: yield f'-{start}{k}_{v}'
     return re.sub(r'[^-\w.]', '', ''.join(flat(spec.get('knobs', {}))))[:60]

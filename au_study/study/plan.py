@@ -66,13 +66,13 @@ def row_runs(
     return [make_run(row.estimator, params, spec, protocol_of(study.protocol), fold, seed, profile.name, home) for fold in folds for seed in profile.seeds]
 
 def _training(study, row, profile, source, count):
-    "Data and protocol of a row that is trained elsewhere; raises `ManifestError` unless it has as many folds as what it is tested on."
+    "Data and protocol of a row that is trained elsewhere; raises `ManifestError` when it has fewer folds than what it is tested on."
     if not row.train_on: return None
     names, more = row.train_on.get('datasets') or [row.train_on['dataset']], row.train_on.get('data', {})
     parts = [data_spec(name, profile, source, **more) for name in names]
     spec = parts[0] if 'dataset' in row.train_on else mixture_spec(parts, study.dataset)
     own = data_folds(spec, source)
-    if own != count: raise ManifestError(f"{study.name}, row {row.name}: trained on {own} folds of {spec['dataset']} and tested on {count} of {study.dataset}; the model of fold k scores test fold k")
+    if own < count: raise ManifestError(f"{study.name}, row {row.name}: trained on {own} folds of {spec['dataset']} and tested on {count} of {study.dataset}; the model of fold k scores test fold k")
     return {'data': spec, 'protocol': protocol_of({**study.protocol, **row.train_on.get('protocol', {})}).content}
 
 def _flat(params):

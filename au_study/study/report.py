@@ -23,7 +23,7 @@ from .launch import places
 from .manifests import Study, load_study, results_root
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
-from .runs import RunStore
+from .runs import RunStore, headline
 from ..files import held, whole_file, write_text
 from ..scoring.metrics import metric_of
 from .tables import WORDS, caveat, paper_name, per_au
@@ -226,7 +226,8 @@ def run_matrix(plan: Plan, study_id: str, seen: dict, results: Path) -> str:
         line = [_e(row)]
         for run in ids:
             s = seen['runs'][run]
-            text = f"{100 * store.read(run)['average']['f1']:.1f}" if s == 'done' else {'running': '…', 'failed': 'failed', 'missing': '·'}[s]
+            number = headline(store.read(run)['average']).removeprefix('F1 ').removesuffix(' %') if s == 'done' else ''
+            text = number if s == 'done' else {'running': '…', 'failed': 'failed', 'missing': '·'}[s]
             place = {'done': f'runs/{run}/run.ipynb', 'failed': f'failed/runs/{run}/run.ipynb'}.get(s)
             line.append(f'<td class="{"bad" if s == "failed" else ""}">' + (f'<a href="{place}">{text}</a>' if place else text) + '</td>')
         cells.append(line)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'registry', 'estimator_class', 'flat', 'make_estimator', 'full_params',
            'Run', 'make_run', 'parent_of', 'base_of', 'RunStore', 'code_hash', 'environment', 'Stopwatch',
-           'only_scored', 'fit_run', 'save_run']
+           'only_scored', 'fold_numbers', 'headline', 'fit_run', 'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 import au_study
-from ..faces.frames import KEYS
+from ..faces.frames import KEYS, occurrence
 from ..files import claim, held, remove_whole
 from .data import digest, knob_words
 from .manifests import ManifestError, check_keys, results_root
@@ -178,7 +178,8 @@ def base_of(
     base = model.base_in_use()
     kind = f'{type(base).__module__}:{type(base).__name__}'
     name = next((n for n, where in registry().items() if where == kind), kind)
-    return make_run(name, full_params(base), run.data, run.protocol, run.fold, run.seed, run.profile)
+    fold = 0 if getattr(base, 'fold_free', False) else run.fold   # a stage that learns nothing from the data set serves all folds
+    return make_run(name, full_params(base), run.data, run.protocol, fold, run.seed, run.profile)
 
 # %% ../../nbs/study/30_runs.ipynb #11546687
 FILES = ('run.ipynb', 'run.json', 'scores.parquet', 'metrics.json', 'environment.json', 'timing.json', 'weights')
@@ -253,6 +254,27 @@ def only_scored(
     lacking = [a for a in protocol.aus if f'AU{a}' not in scores]
     if lacking: raise ManifestError(f"AU {', '.join(map(str, lacking))} is to be tested, but the model was trained on {', '.join(c for c in scores if c.startswith('AU'))} only")
     return scores[[*KEYS, *(f'AU{a}' for a in protocol.aus)]]
+
+# %% ../../nbs/study/30_runs.ipynb #bd76ab72
+def fold_numbers(
+    model,                 # fitted estimator
+    test,                  # FaceSet of the test fold
+    scores: pd.DataFrame,  # what it predicted
+    protocol: Protocol,    # threshold, AUs
+) -> pd.DataFrame:         # what is known of the fold; the last line ('Avg') is kept with the run
+    "F1 and its companions of each AU, or what the estimator's own `evaluate` says."
+    if hasattr(model, 'evaluate'): return pd.DataFrame({k: [float(v)] for k, v in model.evaluate(test).items()}, index=['Avg'])
+    from au_study.scoring.occurrence import f1_table
+    return f1_table(occurrence(test.frames, protocol.threshold), only_scored(scores, protocol), protocol.score_threshold)
+
+
+def headline(
+    average: dict,  # kept with a run
+) -> str:           # 'F1 63.0 %', or the first number of a run that has no F1
+    "A run in a few characters."
+    if 'f1' in average: return f"F1 {100 * average['f1']:.1f} %"
+    name, value = next(iter(average.items()))
+    return f'{name} {value:.3g}'
 
 # %% ../../nbs/study/30_runs.ipynb #14f42e71
 def fit_run(
