@@ -14,6 +14,6 @@ from .query import AUQuery, Chained, Classifier, ParallelHeads, Projected, Quest
 from .smoothing import SMOOTHING, smooth
 
 # %% ../../nbs/static_dynamic/index.ipynb #6f4ce975
-__all__ = ['AUQuery', 'AroundLandmarks', 'Chained', 'Classifier', 'DynamicNet', 'FaceParser', 'POINTS', 'ParallelHeads', 'Projected', 'QuestionNorm', 'SMOOTHING', 'StaticDynamic', 'StaticDynamicNet', 'StaticNet',
-           'Union', 'check_spacing', 'difference_scale', 'edge_image', 'follow', 'grey_image', 'hull_mask', 'landmark_difference', 'outline_points', 'overlap', 'paper_trainer', 'parsing_faces',
-           'query_loss', 'query_order', 'remember', 'smooth', 'train_parser', 'two_channels', 'world_parser']
+__all__ = ['AUQuery', 'AroundLandmarks', 'Chained', 'Classifier', 'DynamicNet', 'FaceParser', 'POINTS', 'ParallelHeads', 'Projected', 'QuestionNorm', 'SMOOTHING', 'StaticDynamic',
+           'StaticDynamicNet', 'StaticNet', 'Union', 'check_spacing', 'difference_scale', 'edge_image', 'follow', 'grey_image', 'hull_mask', 'landmark_difference', 'outline_points',
+           'overlap', 'paper_trainer', 'parsing_faces', 'query_loss', 'query_order', 'remember', 'smooth', 'train_parser', 'two_channels', 'world_parser']
