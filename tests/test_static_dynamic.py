@@ -259,7 +259,8 @@ def small(**changes):
 @pytest.mark.parametrize('change', [
     dict(mask='none'), dict(mask='parsing'), dict(forehead=0.), dict(outline=False), dict(points='all'), dict(step=2), dict(standardise=False),
     dict(inputs='static'), dict(inputs='dynamic'),
-    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'), dict(embedding=7), dict(order='reversed'),
+    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'),
+    dict(embedding=7), dict(order='reversed'),
     dict(order='shuffled', order_seed=0), dict(loss_on='probabilities')], ids=str)
 def test_every_parameter_changes_something(change, tmp_path, monkeypatch):
     monkeypatch.setattr(estimator_module, 'world_parser', lambda: torch.manual_seed(1) and FaceParser())
@@ -350,8 +351,8 @@ def test_fit_repeats_itself():
 
 @pytest.mark.parametrize('change,message', [
     (dict(mask='oval'), "mask must be 'hull', 'parsing' or 'none'"), (dict(points='68'), 'points must be one of'), (dict(step=0), 'step is 0'), (dict(inputs='neither'), 'inputs must be one of'),
-    (dict(fusion='sum'), 'fusion must be one of'), (dict(query='lstm'), 'query must be one of'), (dict(order='random'), "order must be"), (dict(read='max'), "read must be 'gru' or 'mean'"), (dict(memory=-1), 'memory is -1'), (dict(statistics='none'), "statistics must be"),
-   
+    (dict(fusion='sum'), 'fusion must be one of'), (dict(query='lstm'), 'query must be one of'), (dict(order='random'), "order must be"), (dict(read='max'), "read must be 'gru' or 'mean'"),
+    (dict(memory=-1), 'memory is -1'), (dict(statistics='none'), "statistics must be"),
     (dict(loss_on='scores'), "loss_on must be"), (dict(smoothing='median'), 'smoothing must be one of'), (dict(smooth_frames=-1), 'smooth_frames is -1')])
 def test_nonsense_is_refused(change, message):
     with pytest.raises(ValueError, match=message): StaticDynamic(**small(**change)).fit(moving(frames=4))
