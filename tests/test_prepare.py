@@ -106,7 +106,8 @@ def files(folder): return {p.name: p.read_bytes() for p in Path(folder).iterdir(
 
 
 PROGRAM = """
-import sys, warnings
+import signal, sys, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[3])
 from test_prepare import Folders, OPTIONS, Slow
 from au_study.datasets.prepare import prepare

@@ -318,7 +318,7 @@ RE_NET_STUDIES = [n for n in study_names() if n.startswith('re_net')]
 
 def test_every_table_and_figure_of_the_paper_has_a_study():
     found = {(s.table, s.figure) for s in map(load_study, RE_NET_STUDIES)}
-    assert found >= {(k, None) for k in range(1, 9)} | {(None, 2), (None, 3)} and all(load_study(n).default for n in RE_NET_STUDIES)
+    assert found >= {(k, None) for k in range(1, 9)} | {(None, 2), (None, 3)}
 
 
 @pytest.mark.parametrize('profile', ['smoke', 'quick', 'full'])

@@ -177,18 +177,22 @@ def open_data(
 # %% ../../nbs/study/27_data.ipynb #a1082566
 def mixture_spec(
     parts: list[dict],  # from `data_spec`
-    held_out: str = '', # the set whose test folds stay out of the training; empty, or not among the parts: the first one
+    held_out: str = '', # the set whose test folds stay out of the training, or 'all'; another name: the first set
 ) -> dict:              # plain values
     "What identifies a mixture of data sets; raises `ManifestError` for fewer than two, or for one that comes twice."
     names = [p['dataset'] for p in parts]
     if len(set(names)) < max(2, len(names)): raise ManifestError(f"a mixture needs two or more different data sets, found {', '.join(names) or 'none'}")
-    kept = held_out if held_out in names else names[0]
+    kept = held_out if held_out in (*names, 'all') else names[0]
     return {'source': 'mixture', 'dataset': '_'.join(names), 'parts': list(parts), 'held_out': kept, 'resolution': parts[0]['resolution'], 'profile': parts[0].get('profile', '')}
 
 def _mixed(spec, source):
     from au_study.faces.mixture import mix
     sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
-    return mix(sets, folds={n: [] for n in sets if n != spec['held_out']})
+    if spec['held_out'] != 'all': return mix(sets, folds={n: [] for n in sets if n != spec['held_out']})
+    ways = {n: f.card.folds for n, f in sets.items()}
+    folds = tuple(tuple(f'{n}/{s}' for n, own in ways.items() if k < len(own) for s in own[k]) for k in range(max(map(len, ways.values()))))
+    faces = mix(sets, folds={n: [] for n in sets})
+    return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=folds))
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
@@ -337,7 +341,7 @@ def data_folds(
     source: str = 'world',   # as on the command line
 ) -> int:
     "How many test folds the data set has."
-    if spec['source'] == 'mixture': return next(data_folds(p, source) for p in spec['parts'] if p['dataset'] == spec['held_out'])
+    if spec['source'] == 'mixture': return max(data_folds(p, source) for p in spec['parts'] if spec['held_out'] in ('all', p['dataset']))
     if spec['source'] == 'world': return int(read_yaml(project_root() / f"data_manifests/worlds/{spec['dataset']}.yaml")['folds'])
     if spec['fingerprint'] == UNPREPARED: return len(open_known(spec['dataset']).card().folds)
     card = json.loads((_place(spec, source) / 'card.json').read_text(encoding='utf-8'))

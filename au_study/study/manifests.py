@@ -123,7 +123,7 @@ class StudyRow:
     estimator: str | None = None               # name in the estimator registry
     params: dict = field(default_factory=dict) # delta to the estimator's defaults
     data: dict = field(default_factory=dict)   # delta to the study's data (e.g. resolution)
-    train_on: dict = field(default_factory=dict)  # trained elsewhere: `dataset` or `datasets` (a mixture), `data`, `protocol`
+    train_on: dict = field(default_factory=dict)  # trained elsewhere: `dataset` or `datasets` (a mixture, `held_out`), `data`, `protocol`
     published: str | None = None               # column in the published table; None: not published
     published_only: str | None = None          # why it isn't measured here
     label: str | None = None                   # shown in tables; None: the name
@@ -169,7 +169,7 @@ def _row(name, content, where):
     return row
 
 def _check_training(row, where):
-    check_keys(row.train_on, ['dataset', 'datasets', 'data', 'protocol'], f'{where}, train_on')
+    check_keys(row.train_on, ['dataset', 'datasets', 'held_out', 'data', 'protocol'], f'{where}, train_on')
     if ('dataset' in row.train_on) == ('datasets' in row.train_on): raise ManifestError(f"{where}: train_on needs `dataset`, or `datasets` for a mixture")
 
 # %% ../../nbs/study/20_manifests.ipynb #77f36f0d

@@ -70,7 +70,7 @@ def _training(study, row, profile, source, count):
     if not row.train_on: return None
     names, more = row.train_on.get('datasets') or [row.train_on['dataset']], row.train_on.get('data', {})
     parts = [data_spec(name, profile, source, **more) for name in names]
-    spec = parts[0] if 'dataset' in row.train_on else mixture_spec(parts, study.dataset)
+    spec = parts[0] if 'dataset' in row.train_on else mixture_spec(parts, row.train_on.get('held_out', study.dataset))
     own = data_folds(spec, source)
     if own < count: raise ManifestError(f"{study.name}, row {row.name}: trained on {own} folds of {spec['dataset']} and tested on {count} of {study.dataset}; the model of fold k scores test fold k")
     return {'data': spec, 'protocol': protocol_of({**study.protocol, **row.train_on.get('protocol', {})}).content}

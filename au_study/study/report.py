@@ -276,7 +276,8 @@ def batch_html(plan: Plan, results: Path, slots: int = 1, running: bool = False)
         table = pd.read_csv(final / 'table.csv') if final.is_dir() else None
         base = f"tables/{plan.name}/{entry['study']}"
         figure = {'figure': f'{base}.png'} if (final / 'figure.png').exists() else {}
-        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb'} | figure | ({'cost': f"costs/{plan.name}/{entry['study']}.csv"} if entry['rows'] else {})
+        cost = {'cost': f"costs/{plan.name}/{entry['study']}.csv"} if entry['rows'] else {}
+        links = {'CSV': f'{base}.csv', 'Markdown': f'{base}.md', 'executed notebook': f'studies/{name}/study.ipynb', **figure, **cost}
         parts.append(study_html(load_study(entry['parameters']['study']), table, seen['studies'][name], links, run_matrix(plan, name, seen, results)))
     return ''.join(parts)
 
