@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'pooled', 'truth_of', 'measured_table', 'published_rows', 'published_values', 'paper_name',
            'RowScores', 'row_scores', 'result_row', 'comparable', 'study_table', 'lead_title', 'plot_averages',
-           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'write_table']
+           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'latex_text', 'latex',
+           'table_latex', 'write_table']
 
 # %% ../../nbs/study/40_tables.ipynb #dd651c50
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +306,45 @@ def table_markdown(
         parts.append(f'Intervals: subjects drawn with replacement, 95 %. `vs {study.reference}`: the same subjects drawn for both rows. '
                      + ('`always yes`: F1 of a detector that says yes to every frame.' if metric.name == 'f1' else '' if metric.higher_is_better else 'Less is better.'))
     return '\n\n'.join(parts) + '\n'
+
+# %% ../../nbs/study/40_tables.ipynb #6bb4b393
+_TEX = {'\\': r'\textbackslash{}', **{c: '\\' + c for c in '&%$#_{}'}, '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '|': '$|$', '–': '--', '—': '---',
+        '…': r'\ldots{}', '−': '$-$', '×': r'$\times$', '±': r'$\pm$', '✓': r'$\surd$', '≥': r'$\geq$', '≤': r'$\leq$', '°': r'$^{\circ}$', '→': r'$\to$', '"': "''"}
+
+def latex_text(
+    text,  # anything that is shown
+) -> str:
+    "Text that TeX prints as it stands; signed numbers get a real minus and plus."
+    escaped = ''.join(_TEX.get(c, c) for c in str(text))
+    return re.sub(r'(?<![\w$}.-])([+-])(?=\d)', r'$\1$', escaped)
+
+# %% ../../nbs/study/40_tables.ipynb #ff9ded6c
+def latex(
+    frame: pd.DataFrame,  # values as text or numbers
+    digits: int = 1,      # of the numbers
+) -> str:
+    "A `tabular` with the rules of booktabs; the first column to the left, the others to the right."
+    cells = [[latex_text(v if isinstance(v, str) else _number(v, digits)) for v in row] for row in frame.to_numpy()]
+    def line(row): return '  ' + ' & '.join(row) + r' \\'
+    head = [latex_text(c) for c in frame.columns]
+    columns = 'l' + 'r' * (len(head) - 1)
+    return '\n'.join([rf'\begin{{tabular}}{{{columns}}}', r'  \toprule', line(head), r'  \midrule', *map(line, cells), r'  \bottomrule', r'\end{tabular}'])
+
+# %% ../../nbs/study/40_tables.ipynb #e186d4c3
+def table_latex(
+    study: Study,         # whose table
+    table: pd.DataFrame,  # its rows
+    body: pd.DataFrame | None = None,  # what is shown; None: a line a row, then the AUs
+) -> str:
+    "The table as LaTeX: a `table` with caption and label; needs `\\usepackage{booktabs}`."
+    metric = metric_of(study.metric)
+    parts = [('', body if body is not None else summary(study, table))]
+    for column in ('measured', 'published') if study.kind == 'scores' else ():
+        wide = per_au(table, column)
+        if len(wide.columns): parts.append((latex_text(f'{column.title()} {metric.unit} of each AU') + '\\\\[2pt]\n', wide.reset_index()))
+    caption = latex_text(f'{paper_name(study.paper)}, {study.place}: {study.title}. {caveat(study, table)}')
+    label, shown = re.sub('[^a-zA-Z0-9]+', '-', study.name), '\n\n\\bigskip\n'.join(title + latex(part, metric.digits) for title, part in parts)
+    return f'% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\\small\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{shown}\n\\end{{table}}\n'
 
 # %% ../../nbs/study/40_tables.ipynb #1d3d6c2d
 def write_table(
