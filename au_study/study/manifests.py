@@ -101,9 +101,10 @@ def _add_part(content, part, where):
 
 # %% ../../nbs/study/20_manifests.ipynb #c491993e
 def load_profile(
-    profile: str | Path,  # 'smoke', 'quick', 'full', or a path to a YAML file
+    profile: str | Path | Profile,  # 'smoke', 'quick', 'full', or a path to a YAML file; a profile is taken as it is
 ) -> Profile:
     "Read a profile; raises `ManifestError` for an unknown name or key."
+    if isinstance(profile, Profile): return profile
     path = Path(profile)
     if path.suffix != '.yaml':
         known = sorted(p.stem for p in (project_root() / 'data_manifests/profiles').glob('*.yaml'))

@@ -7,6 +7,7 @@ __all__ = ['EXAMPLES', 'add_arguments', 'run']
 
 # %% ../../nbs/study/56_reproduce.ipynb #a6d5b1f6
 import argparse
+from dataclasses import replace
 
 # %% ../../nbs/study/56_reproduce.ipynb #3f5c4b72
 EXAMPLES = """examples:
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
   au-study reproduce --all --profile smoke        every path in seconds a run
   au-study reproduce --data bp4d,disfa            real data, known by `au-study data add`; the face world for the rest
   au-study reproduce au_rcnn_table8 --data ~/au   on your own FaceSets, saved as ~/au/disfa and so on
+  au-study reproduce aunet_table7 --seeds 3       three trainings of each run, which a claim needs to be supported
   au-study reproduce --all --profile full --executor slurm"""
 
 def add_arguments(
@@ -27,6 +29,7 @@ def add_arguments(
     parser.add_argument('--profile', default='quick', help='smoke, quick (default), full, or a path to a YAML file')
     parser.add_argument('--data', default='world', metavar='NAMES',
                         help="world (default); data sets that `au-study data add` knows, with commas between them; or a folder that holds FaceSets under the data sets' names")
+    parser.add_argument('--seeds', type=int, metavar='N', help="training seeds 0 ... N-1 of each run, in the place of the profile's")
     parser.add_argument('--cores', type=int, metavar='N', help='CPU cores to use (default: all)')
     parser.add_argument('--dry-run', action='store_true', help='only say what would be done')
     parser.add_argument('--again', action='store_true', help='make runs again that an earlier version of the code made')
@@ -40,7 +43,9 @@ def run(
     "Reproduce the named studies; raises ValueError for a call that contradicts itself."
     if args.all and args.studies: raise ValueError('name studies or give --all, not both')
     if args.cores is not None and args.cores < 1: raise ValueError(f'--cores must be at least 1, found {args.cores}')
+    if args.seeds is not None and args.seeds < 1: raise ValueError(f'--seeds must be at least 1, found {args.seeds}')
     from au_study.study.batch import reproduce
-    from au_study.study.manifests import default_studies, named_studies, study_names
+    from au_study.study.manifests import default_studies, load_profile, named_studies, study_names
+    profile = args.profile if args.seeds is None else replace(load_profile(args.profile), seeds=tuple(range(args.seeds)))
     studies = study_names() if args.all else named_studies(args.studies) or default_studies()
-    return reproduce(studies, args.profile, args.data, args.results, args.cores, args.dry_run, args.executor, args.again)
+    return reproduce(studies, profile, args.data, args.results, args.cores, args.dry_run, args.executor, args.again)
