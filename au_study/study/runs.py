@@ -31,6 +31,7 @@ from .manifests import ManifestError, check_keys, results_root
 from .protocol import Protocol, protocol_of
 
 # %% ../../nbs/study/30_runs.ipynb #c16c50ea
+@lru_cache
 def registry() -> dict[str, str]:
     "Estimator name -> 'module:Class' of every installed package."
     return {e.name: e.value for e in entry_points(group='au_study.estimators')}
