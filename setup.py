@@ -26,6 +26,7 @@ setup(
     extras_require={"dev": listed("dev_requirements")},
     entry_points={
         "console_scripts": listed("console_scripts"),
+        "jupyter_client.kernel_provisioners": listed("kernel_provisioners"),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
         **{f"au_study.{kind}": listed(kind) for kind in ("estimators", "statistics", "analyses", "datasets")},
     },

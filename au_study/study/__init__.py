@@ -6,9 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/study/index.ipynb #05940101
-from .manifests import ManifestError, Profile, Study, StudyRow, load_profile, load_study, study_names
-from .protocol import Protocol, ProtocolMismatch, protocol_of
-from .published import published
+import importlib
 
 # %% ../../nbs/study/index.ipynb #613b2872
-__all__ = ['ManifestError', 'Profile', 'Study', 'StudyRow', 'load_profile', 'load_study', 'study_names', 'Protocol', 'ProtocolMismatch', 'protocol_of', 'published']
+_FROM = {'manifests': ('ManifestError', 'Profile', 'Study', 'StudyRow', 'load_profile', 'load_study', 'study_names'), 'protocol': ('Protocol', 'ProtocolMismatch', 'protocol_of')}
+__all__ = [name for names in _FROM.values() for name in names]
+
+def __getattr__(name):
+    "Names of the chapter are loaded when they are asked for: the launcher of a notebook starts without pandas."
+    for module, names in _FROM.items():
+        if name in names: return getattr(importlib.import_module(f'{__name__}.{module}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

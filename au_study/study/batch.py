@@ -29,6 +29,7 @@ from .plan import Plan, in_words, make_plan, make_ready, remaining_seconds, writ
 from .report import collect_tables, read_failure, states, write_report
 from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
+from .warm import warm_server
 
 # %% ../../nbs/study/55_batch.ipynb #36c104ad
 def announce(
@@ -210,11 +211,24 @@ def _run_snakemake(command, results, progress, environment):
                 try: process.wait(timeout=1)
                 except psutil.TimeoutExpired: pass
         except BaseException:
-            stop_tree(process, patience=8)
+            stop_tree(process.pid, patience=8)
             raise
         return process.returncode
 
 # %% ../../nbs/study/55_batch.ipynb #da0609ec
+def _make(plan, store, progress, command, environment):
+    "First the data, which may show finished runs to be stale, then everything; Snakemake's exit code."
+    for only in ('data', 'everything'):
+        if only == 'data' and all(places('data', d, store.root)['final'].is_dir() for d in plan.data): continue
+        sync_marks(plan, store.root)
+        code = _run_snakemake(command(only), store.root, progress, environment)
+        progress.update(running=only == 'data')
+        if only == 'everything' or code: return code
+        stale = drop_stale(plan, store)
+        if stale: print(f'{len(stale)} runs were made on other data and are made again.')
+        write_plan(plan, store.root)
+
+# %% ../../nbs/study/55_batch.ipynb #f8e8f7e5
 def run_batch(
     plan: Plan,               # what is asked for
     results: Path,            # results folder
@@ -232,17 +246,8 @@ def run_batch(
                    'AU_STUDY_GPUS': f'{gpus}x{plan.runs_per_gpu}' if executor == 'local' else '', 'AU_STUDY_CHECKED': '1', 'PYTHONUNBUFFERED': '1'}
     progress = Progress(plan, store, slots, quiet)
     try:
-        for only in ('data', 'everything'):
-            if only == 'data' and all(places('data', d, results)['final'].is_dir() for d in plan.data): continue
-            sync_marks(plan, results)
-            command = snakemake_command(path, results, cores, executor, gpus * plan.runs_per_gpu, only)
-            code = _run_snakemake(command, results, progress, environment)
-            progress.update(running=only == 'data')
-            if only == 'data':
-                if code: break
-                stale = drop_stale(plan, store)
-                if stale: print(f'{len(stale)} runs were made on other data and are made again.')
-                write_plan(plan, results)
+        with warm_server(results / 'logs', executor == 'local' and not gpus, environment) as warm:
+            code = _make(plan, store, progress, lambda only: snakemake_command(path, results, cores, executor, gpus * plan.runs_per_gpu, only), environment | warm)
     finally:
         progress.close()
         collect_tables(plan, results)

@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 from ..files import Busy, claim, publish
+from .warm import start
 
 # %% ../../nbs/study/35_launch.ipynb #6a51019f
 class UnknownParameter(ValueError):
@@ -71,11 +72,11 @@ def die_with_parent(number: int = signal.SIGKILL):
 
 # %% ../../nbs/study/35_launch.ipynb #07174412
 def stop_tree(
-    process: psutil.Process,  # its children end too
-    patience: float = 3,      # seconds between asking and killing
+    pid: int,             # of a process; its children end too
+    patience: float = 3,  # seconds between asking and killing
 ):
     "End a process and everything below it."
-    try: everyone = [*process.children(recursive=True), process]
+    try: everyone = [*(process := psutil.Process(pid)).children(recursive=True), process]
     except psutil.NoSuchProcess: return
     for p in everyone:
         with contextlib.suppress(psutil.Error): p.terminate()
@@ -101,18 +102,18 @@ def watched() -> list[psutil.Process]:
 
 # %% ../../nbs/study/35_launch.ipynb #c3ba128b
 def watch(
-    process: psutil.Process,   # stopped when one of them is gone
-    above: list,               # from `watched`
-    interval: float = 0.5,     # seconds
+    pid: int,               # of the process that is stopped when one of them is gone
+    above: list,            # from `watched`
+    interval: float = 0.5,  # seconds
 ):
     "Start the thread that ends this launcher and its notebook when the batch is gone."
     def loop():
         while all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in above): time.sleep(interval)
-        stop_tree(process)
+        stop_tree(pid)
         os._exit(143)
     def guarded():
         with contextlib.suppress(psutil.NoSuchProcess): return loop()
-        stop_tree(process)
+        stop_tree(pid)
         os._exit(143)
     threading.Thread(target=guarded, daemon=True).start()
 
@@ -215,12 +216,13 @@ def _execute(command, log, more):
     "Run a command in a group of its own, its output in a log; stopped with everything below it when we are stopped."
     above = watched()
     with open(log, 'w', encoding='utf-8') as stream:
-        process = psutil.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **more}, preexec_fn=die_with_parent)
+        process = start(command, stdout=stream, env={**os.environ, **more}) or subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **more}, preexec_fn=die_with_parent)
     def stopped(number, frame):
-        stop_tree(process)
+        stop_tree(process.pid)
         os._exit(128 + number)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, stopped)
-    watch(process, above)
+    watch(process.pid, above)
     return process.wait()
 
 # %% ../../nbs/study/35_launch.ipynb #f11acb79
