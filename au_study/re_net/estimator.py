@@ -187,6 +187,7 @@ class RENet(_AUNetwork):
         denominator='signed',   # of Eq. 5: 'signed' as printed, 'absolute', 'none'
         statistics='own',       # running mean and variance: 'own' of each AU, or 'shared'
         momentum=.1,            # share of a batch in the running statistics
+        adaptive_from=0,        # first stage that knows the AU: 2, 3 or 4; 0: all, with the stem before them (paper)
         affine=True,            # False: scale 1 and bias 0 (Sec. 4.6)
         head='shared',          # last layer: 'shared' or 'own' of each AU
         strategy='random_au',   # 'random_au': one AU a batch; 'all_aus': the sum of all losses
@@ -207,6 +208,7 @@ class RENet(_AUNetwork):
         self.backbone, self.width, self.depth, self.stride = backbone, width, depth, stride
         self.graph, self.graph_seed, self.graph_scale, self.denominator, self.statistics, self.affine, self.head = graph, graph_seed, graph_scale, denominator, statistics, affine, head
         self.strategy, self.task, self.outputs, self.read_out, self.duplicate, self.duplicate_rule = strategy, task, outputs, read_out, duplicate, duplicate_rule
+        self.adaptive_from = adaptive_from
         self.drawn, self.momentum, self.new_aus, self.new_statistics, self.crop, self.memory_mb = drawn, momentum, new_aus, new_statistics, crop, memory_mb
         self.weights, self.weights_sha256, self.trainer = weights, weights_sha256, trainer
 
@@ -217,7 +219,7 @@ def _build(self: RENet, faces) -> nn.Module:
     faces = self.__dict__.get('_faces', faces)                          # before blanking and duplication
     kind = relation_graph(self.graph, label_graph(faces, self.task), self.graph_seed, self.graph_scale)
     relation = Relation(kind, self.denominator, self.graph == 'learnable', [f'AU{a}' for a in self.new_aus], self.new_statistics)
-    return RENetwork(relation, self._trunk(), self._outputs(faces), self.head, self.statistics, self.affine, self.momentum)
+    return RENetwork(relation, self._trunk(), self._outputs(faces), self.head, self.statistics, self.affine, self.momentum, self.adaptive_from)
 
 def _loss(self: RENet, module, batch: FaceBatch) -> Tensor:
     net, labels, images = getattr(module, 'module', module), self._labels(batch), crop_images(batch.image, self.crop, True)

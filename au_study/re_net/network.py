@@ -76,13 +76,18 @@ class RENetwork(nn.Module):
         statistics: str = 'own',   # running mean and variance: 'own' of each AU, or 'shared'
         affine: bool = True,       # False: scale 1 and bias 0 (Sec. 4.6)
         momentum: float = None,    # share of a batch in the running statistics; None: the backbone's, 0.1
+        adaptive_from: int = 0,    # first stage that knows the AU: 2, 3 or 4; 0: all, with the stem before them
     ):
         super().__init__()
         if outputs not in OUTPUTS: raise ValueError(f"outputs must be one of {', '.join(map(repr, OUTPUTS))}, but is {outputs!r}.")
+        if adaptive_from not in (0, 2, 3, 4): raise ValueError(f'adaptive_from must be 0 (all layers), 2, 3 or 4, but is {adaptive_from!r}.')
         if head not in ('shared', 'own'): raise ValueError(f"head must be 'shared' or 'own', but is {head!r}.")
         self.relation, self.outputs, self.pixels = relation, outputs, _Pixels()
-        self.backbone = adapt(backbone, relation, statistics, affine, momentum)
-        self.backbone.__dict__['relation'] = self.backbone._modules.pop('relation')        # registered once, here
+        self.backbone, parts = backbone, [backbone] if not adaptive_from else backbone.stages[adaptive_from - 1:]
+        if adaptive_from and parts[0][0].downsample is None: raise ValueError(f'Stage {adaptive_from} passes its input on as it is, which AUs share. Use adaptive_from={adaptive_from + 1 if adaptive_from < 4 else 0}, or another width or stride.')
+        for part in parts:
+            adapt(part, relation, statistics, affine, momentum)
+            part.__dict__['relation'] = part._modules.pop('relation')        # registered once, here
         self.head = AUHead(backbone.channels[-1], OUTPUTS[outputs], relation, head == 'own')
 
     def aus_for(self, au):

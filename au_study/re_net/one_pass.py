@@ -26,11 +26,17 @@ def au_by_au(
     return torch.stack([network(images, c) for c in range(network.relation.n_asked)], 1)
 
 # %% ../../nbs/re_net/40_one_pass.ipynb #db792685
+def _plain(norm):
+    "Factor and summand [1, C] of a normalisation that all AUs share."
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return factor[None], (norm.bias - factor * norm.running_mean)[None]
+
+
 class _Unit:
     "A convolution, the folded normalisation behind it, and perhaps a sum and a ReLU."
     def __init__(self, conv, norm, dtype, layout):
         self.weight, self.stride, self.padding = conv.weight.detach().to(dtype).contiguous(memory_format=layout), conv.stride, conv.padding
-        factor, summand = norm.folded()
+        factor, summand = norm.folded() if hasattr(norm, 'folded') else _plain(norm)
         self.factor, self.summand = (v.detach().to(dtype)[:, None, :, None, None] for v in (factor, summand))   # [K, 1, C, 1, 1]
 
     def conv(self, x): return F.conv2d(x, self.weight, None, self.stride, self.padding)
@@ -43,6 +49,11 @@ class _Unit:
 
     def __call__(self, x, aus): return self.affine(self.conv(x), aus)
 
+    def spread(self, x, aus):
+        "Rows of the AUs of a slice from rows that they share."
+        y = self.conv(x)
+        return torch.addcmul(self.summand[aus], y.expand(aus.stop - aus.start, *y.shape), self.factor[aus]).flatten(0, 1)
+
 # %% ../../nbs/re_net/40_one_pass.ipynb #b37772cb
 class _Block:
     "A residual block of units."
@@ -51,11 +62,12 @@ class _Block:
         self.units = [_Unit(getattr(block, f'conv{i}'), getattr(block, f'bn{i}'), dtype, layout) for i in range(1, count + 1)]
         self.short = None if block.downsample is None else _Unit(*block.downsample, dtype, layout)
 
-    def __call__(self, x, aus):
-        y = x
-        for unit in self.units[:-1]: y = unit(y, aus).relu_()
-        y = self.units[-1](y, aus)
-        return y.add_(x if self.short is None else self.short(x, aus)).relu_()
+    def __call__(self, x, aus, spread=False):
+        "Rows of the AUs of a slice; `spread`: from rows that they share."
+        step = _Unit.spread if spread else _Unit.__call__
+        y = step(self.units[0], x, aus)
+        for unit in self.units[1:]: y = unit(y.relu_(), aus)
+        return y.add_(x if self.short is None else step(self.short, x, aus)).relu_()
 
 # %% ../../nbs/re_net/40_one_pass.ipynb #497dfb7d
 class _Stem(_Unit):
@@ -116,7 +128,10 @@ class OnePass:
         self.recorded = {} if cuda_graph else None
         net, args = network.backbone, (self.dtype, self.layout)
         with torch.no_grad(), network.relation.asking([], 0):                      # Eq. 5's weights once for all layers
-            self.stem, self.blocks = _Stem(net, *args), [_Block(b, *args) for stage in net.stages for b in stage]
+            self.stem, blocks = _Stem(net, *args), [_Block(b, *args) for stage in net.stages for b in stage]
+        shared = [len(b.units[0].factor) == 1 < network.relation.n_asked for b in blocks]
+        self.common, self.blocks = blocks[:sum(shared)], blocks[sum(shared):]        # before and behind the first adaptive layer
+        self.late = len(self.stem.factor) == 1 < network.relation.n_asked
 
 # %% ../../nbs/re_net/40_one_pass.ipynb #40eb4c51
 def _features(self: OnePass, images: Tensor) -> Tensor:
@@ -127,9 +142,12 @@ def _features(self: OnePass, images: Tensor) -> Tensor:
     for some in _chunks(len(images), max(1, rows // k)):
         x = net.pixels(images[some]).to(self.dtype).contiguous(memory_format=self.layout)
         pooled, parts = self.stem.shared(x), []
+        if self.late:
+            once = self.stem.scaled(pooled, slice(0, 1))
+            for block in self.common: once = block(once, slice(0, 1))
         for aus in _chunks(k, rows):
-            y = self.stem.scaled(pooled, aus)
-            for block in self.blocks: y = block(y, aus)
+            y = once if self.late else self.stem.scaled(pooled, aus)
+            for i, block in enumerate(self.blocks): y = block(y, aus, spread=self.late and not i)
             parts.append(y.mean((2, 3), dtype=torch.float32).unflatten(0, (-1, len(x))))
         out.append(torch.cat(parts))
     return torch.cat(out, 1).transpose(0, 1)
