@@ -81,9 +81,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 0 0 6px; max-width: 78ch }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; max-width: 150px; line-height: 1.3; border-bottom-width: 2px }
-tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right; white-space: nowrap } td.words { min-width: 130px }
-tbody tr:hover, tr:target { background: var(--band) } tfoot :is(th, td) { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 650 }
-td a { color: inherit; text-decoration-style: dotted } td.files a, td.words a, th a { color: var(--link); text-decoration-style: solid }
+tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right } td.number, td.files, .one-line { white-space: nowrap } tbody th, tfoot th { min-width: 110px; position: sticky; left: 0; background: var(--paper) } td.words { min-width: 240px }
+tbody tr:hover, tr:target, :is(tr:hover, tr:target) > th { background: var(--band) } tfoot :is(th, td) { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 650 }
+td a { color: inherit; text-decoration-style: dotted } td.files a, th a { color: var(--link); text-decoration-style: solid }
 .measured { font-weight: 600 } .below { display: block; font-weight: 400; font-size: .8rem; color: var(--soft) }
 th button { background: none; border: 0; padding: 0; font-weight: inherit; text-align: inherit; line-height: inherit }
 th button:hover { color: var(--ink); text-decoration: underline dotted } th button::after { content: '\\00a0\\2195'; opacity: .65 }
@@ -131,7 +131,7 @@ const compare = (a, b, up) => {
 for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0], original = [...body.rows], heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, k) => {
-    if (!head.textContent.trim()) return;
+    if (!head.textContent.trim() || head.classList.contains('files')) return;
     const steps = head.classList.contains('number') ? ['descending', 'ascending', 'none'] : ['ascending', 'descending', 'none'];
     const b = document.createElement('button');
     b.type = 'button'; b.append(...head.childNodes); head.append(b);
@@ -180,6 +180,7 @@ class Cell:
     bar: tuple | None = None      # (left, width, position) of an interval, per cent of its axis
     links: tuple = ()             # (text, address, what it is) of several links
     tag: str = ''                 # key of `SIGNS`, shown as a sign and a word
+    id: str = ''                  # of its row, so that links can lead to it
     quiet: bool = False           # not in the tab order: the same link stands in the head of its row or column
 
 @dataclass
@@ -242,7 +243,7 @@ TABLE_TEMPLATE = """
 {% for text, href, what in c.links %}{% if not loop.first %} · {% endif %}<a href="{{ href }}">{{ text }}<span class="hidden"> {{ what }}</span></a>{% endfor -%}
 {% for line in c.below %}{% if line %}<span class="below">{{ line }}</span>{% endif %}{% endfor -%}
 {%- endmacro -%}
-{%- macro line(cells) %}<tr>
+{%- macro line(cells) %}<tr{% if cells[0].id %} id="{{ cells[0].id }}"{% endif %}>
 {%- for c in cells %}{% set kind = 'th' if loop.first else 'td' %}<{{ kind }}{% if loop.first %} scope="row"{% endif %}{% if c.css %} class="{{ c.css }}"{% endif %}
 {%- if c.sort is not none %} data-v="{{ c.sort }}"{% endif %}>{% if c.href or c.tag or c.bar or c.links or c.below %}{{ inner(c) }}{% else %}{{ c.text }}{% endif %}</{{ kind }}>{% endfor %}</tr>
 {% endmacro -%}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'pooled', 'truth_of', 'measured_table', 'published_rows', 'published_values', 'paper_name',
            'RowScores', 'row_scores', 'result_row', 'comparable', 'study_table', 'lead_title', 'plot_averages',
-           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'caveat', 'table_markdown', 'latex_text', 'latex',
-           'table_latex', 'write_table']
+           'to_csv', 'summary', 'brief', 'per_au', 'markdown', 'extent', 'caveat', 'table_markdown', 'latex_text',
+           'latex', 'table_latex', 'write_table']
 
 # %% ../../nbs/study/40_tables.ipynb #dd651c50
 import re
@@ -277,6 +277,13 @@ def markdown(
     return '\n'.join([line(head), '|' + '|'.join('-' * (w + 2) for w in widths) + '|', *map(line, cells)])
 
 # %% ../../nbs/study/40_tables.ipynb #f3d88c54
+def extent(
+    table: pd.DataFrame,  # rows of a study
+) -> str:
+    "How much stands behind the numbers: '3 fold(s), 1 seed(s), 41 subjects.'; nothing where that isn't known."
+    seen = table.dropna(subset=['folds']) if 'folds' in table else table[:0]
+    return f"{int(seen['folds'].max())} fold(s), {int(seen['seeds'].max())} seed(s), {int(seen['subjects'].max())} subjects." if len(seen) else ''
+
 def caveat(
     study: Study,         # whose table
     table: pd.DataFrame,  # its rows
@@ -285,10 +292,9 @@ def caveat(
     kinds = set(table['kind'])
     what = ('Measured numbers come from the synthetic face world, published ones from photographs: they may agree in order, not in value.' if 'world' in kinds else
             'Published numbers come from the papers\' own protocols; splits, crops and epoch selection may differ.' if 'real' in kinds else 'Nothing was measured.')
-    seen = table.dropna(subset=['folds']) if 'folds' in table else table[:0]
-    size = f" {int(seen['folds'].max())} fold(s), {int(seen['seeds'].max())} seed(s), {int(seen['subjects'].max())} subjects." if len(seen) else ''
-    return (what + size + (' ' + study.note if study.note else '')).strip()
+    return ' '.join(part for part in (what, extent(table), study.note) if part).strip()
 
+# %% ../../nbs/study/40_tables.ipynb #7bb9514e
 def table_markdown(
     study: Study,         # whose table
     table: pd.DataFrame,  # its rows
