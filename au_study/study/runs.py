@@ -84,11 +84,11 @@ def make_estimator(
     "An estimator with these parameters; an unknown parameter raises `ManifestError` with the nearest valid name."
     model, todo = estimator_class(name)(), flat(params)
     if 'trainer' not in todo and getattr(model, 'trainer', 0) is None: model.set_params(trainer=model.trainer_in_use())   # its defaults in full
-    for key in sorted(todo, key=lambda k: k.count('__')):
-        value = todo[key]
-        try: model.set_params(**{key: _load(value['class'])() if isinstance(value, dict) and 'class' in value else value})
+    for depth in sorted({k.count('__') for k in todo}):   # owners before what they own
+        some = {k: _load(v['class'])() if isinstance(v, dict) and 'class' in v else v for k, v in todo.items() if k.count('__') == depth}
+        try: model.set_params(**some)
         except ValueError:
-            check_keys([key], model.get_params(deep=True), f'estimator {name}')
+            check_keys(some, model.get_params(deep=True), f'estimator {name}')
             raise
     return model
 
