@@ -208,7 +208,7 @@ def as_text(
 # %% ../../nbs/study/62_label_report.ipynb #f501dce4
 def _matrix_html(m):
     "A correlation matrix with coloured cells."
-    from au_study.study.report import html_table
+    from au_study.study.pages import html_table
     def cell(v):
         r, b = (0, abs(v)) if v < 0 else (abs(v), 0)
         return f'<td style="background:rgba({"178,24,43" if v > 0 else "33,102,172"},{.75 * max(r, b):.2f})">{v:.2f}</td>'
@@ -218,7 +218,7 @@ def as_html(
     report: LabelReport,  # to lay out
 ) -> str:
     "The report as one page."
-    from au_study.study.report import STYLE, html_table
+    from au_study.study.pages import STYLE, html_table
     cells, e = _cells(report), html.escape
     facts = ' · '.join(f'{e(k)}: {e(str(v))}' for k, v in report.facts.items())
     body = [f'<h1>{e(report.title)}</h1>', f'<p>{facts}</p>', html_table(['AU', *cells.columns], [[i, *r] for i, r in zip(cells.index, cells.to_numpy())])]
