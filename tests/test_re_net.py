@@ -17,12 +17,13 @@ from au_study.re_net.figures import drawn_auc, drawn_pcc, probe_scores
 from au_study.re_net.network import PlainNetwork, RENetwork, draw_au, network_loss, resnet_parts
 from au_study.re_net.one_pass import OnePass, au_by_au
 from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_weights, relation_graph, shuffle_graph
-from au_study.study.manifests import load_profile, load_study, study_names
-from au_study.study.plan import sizes_for
+from au_study.study.data import data_spec, world_intensities
+from au_study.study.manifests import Profile, load_profile, load_study, study_names
+from au_study.study.plan import sizes_for, without_knobs
 from au_study.study.published import printed
 from au_study.study.runs import full_params, make_estimator
 from au_study.training.batches import blob_faces
-from au_study.world.dynamics import load_preset
+from au_study.world.world import FaceWorld
 
 NAMES = ['AU1', 'AU2', 'AU4', 'AU12']
 
@@ -135,7 +136,9 @@ def lively(backbone='resnet18', new=(), seed=0, **kw):
     return net.eval()
 
 
-@pytest.mark.parametrize('kw', [dict(), dict(outputs='levels', head='own'), dict(new=['AU4'], head='own'), dict(backbone='resnet50', statistics='shared'), dict(affine=False, outputs='softmax')])
+@pytest.mark.parametrize('kw', [
+    dict(), dict(outputs='levels', head='own'), dict(new=['AU4'], head='own'), dict(backbone='resnet50', statistics='shared'), dict(affine=False, outputs='softmax'),
+    dict(adaptive_from=3), dict(adaptive_from=4, new=['AU4'], outputs='levels')])
 def test_one_pass_equals_the_loop(kw):
     net, x = lively(**kw), torch.rand(5, 3, 45, 45)
     want = au_by_au(net, x)
@@ -176,7 +179,9 @@ def quick(**kw):
 SMALL = dict(width=.125, depth=.5, stride=4)
 
 
-@pytest.mark.parametrize('kind,kw', [(RENet, {}), (RENet, dict(strategy='all_aus')), (RENet, dict(graph='learnable', head='own')), (RENet, dict(affine=False)), (ResNetBaseline, {})])
+@pytest.mark.parametrize('kind,kw', [
+    (RENet, {}), (RENet, dict(strategy='all_aus')), (RENet, dict(strategy='all_aus', adaptive_from=3)),
+    (RENet, dict(graph='learnable', head='own')), (RENet, dict(affine=False)), (ResNetBaseline, {})])
 def test_estimators_learn_and_come_back_from_disk(kind, kw, tmp_path):
     faces = blob_faces(subjects=4, frames=20)
     train, test = faces.fold(0)
@@ -334,13 +339,23 @@ def test_the_studies_compare_like_with_like(profile):
     assert len(different) <= 32                       # trainings a fold: tables share them
 
 
-def test_the_world_that_codes_twelve_aus_of_disfa_is_otherwise_the_world_of_disfa():
-    knobs, world = load_study('re_net_table5_icc').data['knobs'], load_preset('disfa')
-    assert load_study('re_net_table5_mae').data['knobs'] == knobs
-    at = [knobs['aus'].index(a) for a in world.aus]
-    turned = load_preset('disfa', **knobs)
-    np.testing.assert_allclose(np.array(turned.correlation)[np.ix_(at, at)], world.correlation)
-    for a in set(knobs['aus']) - set(world.aus):
-        own, other = turned.targets[f'AU{a}'], world.uncoded[f'AU{a}']
-        assert all(own[k] == other[k] for k in ('base_rate', 'mean_duration', 'active_intensity'))
-        assert all(turned.correlation[turned.aus.index(a)][turned.aus.index(int(b[2:]))] == r for b, r in other.get('correlated', {}).items())
+@pytest.mark.parametrize('dataset,aus', [('bp4d', (6, 10, 12, 14, 17)), ('disfa', (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))])
+def test_intensities_are_those_behind_the_other_labels(dataset, aus):
+    profile = Profile('tiny', '', world={'crop': 16, 'default': {'subjects': 3, 'videos': 1, 'frames': 40, 'stride': 30}})
+    plain, graded = (data_spec(dataset, profile, labels=labels) for labels in ('', 'intensity'))
+    assert {**graded, 'labels': ''} == {**plain, 'labels': ''} and 'labels' not in plain
+    frames = world_intensities(graded, graded['sizes'])
+    other = FaceWorld(dataset).labels(plain['sizes'])
+    both = [f'AU{a}' for a in aus if f'AU{a}' in other]
+    assert tuple(frames.columns[3:]) == tuple(f'AU{a}' for a in aus) and frames[both].to_numpy().max() > 1
+    np.testing.assert_array_equal(frames[both] >= 1, other[both] >= 1)          # occurrence of BP4D is coded from A on
+    for table in ('icc', 'mae'):
+        study = load_study(f're_net_table{4 if dataset == "bp4d" else 5}_{table}')
+        assert study.data == {'labels': 'intensity'} and tuple(study.protocol['aus']) == aus
+
+
+def test_on_real_data_the_sweep_is_left_out_and_the_tables_stay():
+    sweep, table = load_study('re_net_correlation'), load_study('re_net_table4_icc')
+    assert without_knobs(sweep, 'world') == (sweep, '') and without_knobs(table, '/faces') == (table, '')
+    left, said = without_knobs(sweep, '/faces')
+    assert left is None and said.startswith('re_net_correlation is left out: it turns correlation_strength, correlation_shuffle')
