@@ -2,8 +2,8 @@
 
     python tools/run_tests.py [--workers 2] [--only lint notebooks pytest]
 
-A notebook is run by nbdev_test. Its seconds are remembered (build/test_seconds.json), so that the next run can start with the
-slowest and say how long is left.
+A notebook is run by nbdev_test, in a process that is forked from one that has imported the packages (au_study.study.warm). Its seconds are remembered
+(build/test_seconds.json), so that the next run can start with the slowest and say how long is left.
 """
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from lint_notebooks import ROOT, all_notebooks
 
+from au_study.study.warm import start, warm_server
+
 TIMES = ROOT / "build" / "test_seconds.json"
 STAGES = ("lint", "notebooks", "pytest")
 GUESS = {"lint": 30.0, "pytest": 120.0}  # seconds, where nothing was measured yet; 8 for a notebook
 LIMIT = 600  # seconds after which a notebook is stopped; library notebooks take a few
-RUN_ONE = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)"
 
 
 def remembered() -> dict[str, float]:
@@ -49,26 +51,35 @@ def run_lint(times: dict[str, float], workers: int) -> bool:
     return subprocess.run([sys.executable, "tools/lint_notebooks.py"], cwd=ROOT).returncode == 0
 
 
-def test_notebook(path: Path, threads: int) -> tuple[bool, str, float]:
+def notebook_environment(workers: int) -> dict[str, str]:
+    "What the process of a notebook sees; threads are shared out between the workers."
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "IN_TEST": "1", "MPLBACKEND": "agg"}
+
+
+def test_notebook(path: Path, environment: dict[str, str]) -> tuple[bool, str, float]:
     "Whether a notebook's cells all run, what they complained of, and the seconds."
-    start = time.monotonic()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "IN_TEST": "1", "MPLBACKEND": "agg"}
-    try:
-        run = subprocess.run([sys.executable, "-c", RUN_ONE, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, env=environment)
-        ok, log = run.returncode == 0 and "No files were eligible" not in run.stdout, run.stdout + run.stderr
-    except subprocess.TimeoutExpired as error:
-        ok, log = False, f"stopped after {LIMIT} s: a notebook in the tests takes seconds\n{error.stderr or ''}"
-    return ok, log, time.monotonic() - start
+    began, command = time.monotonic(), [sys.executable, "-m", "run_notebook", str(path)]
+    with tempfile.TemporaryFile("w+") as log:
+        run = start(command, log, ROOT / "tools", environment) or subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT / "tools", env=environment)
+        try:
+            code, stopped = run.wait(LIMIT), ""
+        except subprocess.TimeoutExpired:
+            run.kill()
+            code, stopped = run.wait(), f"stopped after {LIMIT} s: a notebook in the tests takes seconds\n"
+        log.seek(0)
+        said = log.read()
+    return code == 0 and "No files were eligible" not in said, stopped + said, time.monotonic() - began
 
 
 def run_notebooks(times: dict[str, float], workers: int) -> bool:
     "Every notebook, slowest first, `workers` at a time."
     paths = {str(p.relative_to(ROOT / "nbs").with_suffix("")): p for p in all_notebooks()}
     waiting = sorted(paths, key=lambda name: -times.get(name, 8.0))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    failures, done = {}, 0
-    with ThreadPoolExecutor(workers) as pool:
-        runs = {pool.submit(test_notebook, paths[name], threads): name for name in waiting}
+    environment, failures, done = notebook_environment(workers), {}, 0
+    with warm_server(TIMES.parent, env=environment) as warm, ThreadPoolExecutor(workers) as pool:
+        os.environ |= {"AU_STUDY_WARM": warm.get("AU_STUDY_WARM", "")}
+        runs = {pool.submit(test_notebook, paths[name], environment): name for name in waiting}
         for run in as_completed(runs):
             name, (ok, log, seconds) = runs[run], run.result()
             left = sum(times.get(n, 8.0) for f, n in runs.items() if not f.done()) / workers
@@ -93,7 +104,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="notebooks that run at once (default 2)")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="stages to run (default all)")
     options = parser.parse_args()
-    times, start, failed = remembered(), time.monotonic(), []
+    times, beginning, failed = remembered(), time.monotonic(), []
     expected = {"notebooks": sum(times.get(str(p.relative_to(ROOT / "nbs").with_suffix("")), 8.0) for p in all_notebooks()) / options.workers}
     expected = {stage: times.get(stage, GUESS.get(stage, expected["notebooks"])) for stage in STAGES} | expected
     for number, stage in enumerate(options.only, 1):
@@ -105,7 +116,7 @@ def main() -> None:
         times[stage] = time.monotonic() - began
         remember(times)
     if failed:
-        sys.exit(f"test: FAILED in {', '.join(failed)} after {minutes(time.monotonic() - start)}")
+        sys.exit(f"test: FAILED in {', '.join(failed)} after {minutes(time.monotonic() - beginning)}")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def _gain_figure(gain, pairs, duration, row, reference):
     figure, axis = plt.subplots(figsize=(5.4, 3.4))
     axis.axhline(0, color='0.7', lw=.8)
     axis.errorbar(duration, gain, yerr=[gain - 100 * pairs['low'], 100 * pairs['high'] - gain], fmt='o', ms=4, lw=.8, color='tab:blue')
-    for au in pairs.index: axis.annotate(au, (duration[au], gain[au]), fontsize=7, xytext=(4, 3), textcoords='offset points')
+    for i, au in enumerate(duration[pairs.index].sort_values().index):   # left and right in turn: neighbours in duration don't cover each other
+        axis.annotate(au, (duration[au], gain[au]), fontsize=7, xytext=(4 if i % 2 else -4, 3), ha='left' if i % 2 else 'right', textcoords='offset points')
+    axis.margins(x=.12)
     axis.set(xlabel='mean duration of the AU (frames)', ylabel=f'F1 of {row} − {reference} (points)')
     return figure
 
