@@ -29,6 +29,7 @@ COMMANDS = {c.name: c for c in (
     Command('data', 'au_study.study.config', 'remember where your data sets lie'),
     Command('reproduce', 'au_study.study.reproduce', "train, evaluate and print the papers' tables next to the published numbers"),
     Command('audit', 'au_study.study.audit', 'list what the papers print in two ways: averages, marks, margins, numbers quoted from each other'),
+    Command('claims', 'au_study.study.claims', 'verdicts on what the papers claim, from what is in the results folder'),
     Command('status', 'au_study.study.status', 'say what is done, running, failed and missing, and how much disk it takes'),
     Command('detect', 'au_study.study.detect', 'score the Action Units of a video or of pictures with a trained run'),
 )}
