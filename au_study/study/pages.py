@@ -81,7 +81,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 0 0 6px; max-width: 78ch }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; max-width: 150px; line-height: 1.3; border-bottom-width: 2px }
-tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right } td.number, td.files, .one-line { white-space: nowrap } tbody th, tfoot th { min-width: 110px; position: sticky; left: 0; background: var(--paper) } td.words { min-width: 240px }
+tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right }
+td.number, td.files, .one-line { white-space: nowrap } tbody th, tfoot th { min-width: 110px; position: sticky; left: 0; background: var(--paper) } td.words { min-width: 240px }
 tbody tr:hover, tr:target, :is(tr:hover, tr:target) > th { background: var(--band) } tfoot :is(th, td) { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 650 }
 td a { color: inherit; text-decoration-style: dotted } td.files a, th a { color: var(--link); text-decoration-style: solid }
 .measured { font-weight: 600 } .below { display: block; font-weight: 400; font-size: .8rem; color: var(--soft) }
@@ -249,7 +250,8 @@ TABLE_TEMPLATE = """
 {% endmacro -%}
 {%- macro table(t) %}<div class="scroll" role="region" aria-labelledby="{{ t.id }}-caption" tabindex="0"><table id="{{ t.id }}" class="sortable">
 <caption id="{{ t.id }}-caption">{{ t.caption }}</caption>
-<thead><tr>{% for c in t.head %}<{{ 'th' if c.text else 'td' }}{% if c.text %} scope="col"{% endif %}{% if c.css %} class="{{ c.css }}"{% endif %}>{{ inner(c) }}</{{ 'th' if c.text else 'td' }}>{% endfor %}</tr></thead>
+<thead><tr>{% for c in t.head %}
+<{{ 'th' if c.text else 'td' }}{% if c.text %} scope="col"{% endif %}{% if c.css %} class="{{ c.css }}"{% endif %}>{{ inner(c) }}</{{ 'th' if c.text else 'td' }}>{% endfor %}</tr></thead>
 <tbody>
 {% for cells in t.rows %}{{ line(cells) }}{% endfor %}</tbody>
 {%- if t.foot %}<tfoot>{% for cells in t.foot %}{{ line(cells) }}{% endfor %}</tfoot>{% endif %}</table></div>
@@ -307,13 +309,15 @@ INDEX_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 <ul class="cards">
 {% for c in batch.papers %}<li><h3><a href="{{ c.href }}">{{ c.name }}</a></h3>
 <p class="small soft">{{ c.title }}</p>
-<div class="bar" role="progressbar" aria-label="{{ c.name }}, tables and figures" aria-valuenow="{{ '%.0f' % c.share }}" aria-valuemin="0" aria-valuemax="100"><span style="width:{{ '%.1f' % c.share }}%"></span></div>
+<div class="bar" role="progressbar" aria-label="{{ c.name }}, tables and figures"
+  aria-valuenow="{{ '%.0f' % c.share }}" aria-valuemin="0" aria-valuemax="100"><span style="width:{{ '%.1f' % c.share }}%"></span></div>
 <p class="small">{{ c.words }}</p>
 {% if c.headline %}<p>{{ t.tag(c.kind) }} {{ c.headline }}</p>{% endif %}</li>
 {% endfor %}</ul>
 <h3>How to read the numbers</h3>
 {{ p.legend() }}
-<p class="small">Intervals hold 95 % and draw subjects with replacement, not frames; a paired difference draws the same subjects for both rows. Every measured number leads to the executed notebooks that it comes from.</p></section>
+<p class="small">Intervals hold 95 % and draw subjects with replacement, not frames; a paired difference draws the same subjects for both rows.
+Every measured number leads to the executed notebooks that it comes from.</p></section>
 {% if batch.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2>
 <p>{{ batch.claims.words }}</p>{{ t.table(batch.claims.table) }}</section>{% endif %}
 <section aria-labelledby="tables"><h2 id="tables">Tables and figures</h2>
@@ -352,7 +356,8 @@ PAPER_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 {{ p.failures(paper.failures, 3) }}</section>{% endif %}
 {% if paper.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2><p>{{ paper.claims.words }}</p>{{ t.table(paper.claims.table) }}</section>{% endif %}
 <nav aria-labelledby="contents"><h2 id="contents">On this page</h2>
-<ul class="contents">{% for c in paper.contents %}<li><a href="#{{ c.name }}">{{ c.place }}: {{ c.title }}</a>{% if c.status %} <span class="soft">({{ c.status }})</span>{% endif %}</li>{% endfor %}</ul></nav>
+<ul class="contents">{% for c in paper.contents %}
+<li><a href="#{{ c.name }}">{{ c.place }}: {{ c.title }}</a>{% if c.status %} <span class="soft">({{ c.status }})</span>{% endif %}</li>{% endfor %}</ul></nav>
 {% for section in paper.sections %}{{ section }}{% endfor %}
 {% endblock %}
 """
@@ -363,7 +368,8 @@ NOTEBOOK_TEMPLATE = """{% extends 'shell' %}
 .jp-OutputArea-output { overflow-x: auto } .jp-RenderedImage img, .jp-OutputArea img { background: #fff } .jp-OutputArea pre { white-space: pre-wrap; background: none; padding: 2px 12px }
 .highlight .c1 { color: var(--soft) } .highlight :is(.k, .kn, .ow) { color: var(--world) } .highlight :is(.s1, .s2, .sd) { color: var(--real) } .dataframe { font-size: .85rem }
 {% endblock %}
-{% block main %}<p class="soft small">Executed notebook <code>{{ name }}</code> · <a href="{{ source }}">open the .ipynb</a>{% if environment %} · <a href="{{ environment }}">environment</a>{% endif %}</p>
+{% block main %}<p class="soft small">Executed notebook <code>{{ name }}</code> ·
+<a href="{{ source }}">open the .ipynb</a>{% if environment %} · <a href="{{ environment }}">environment</a>{% endif %}</p>
 {{ body }}{% endblock %}
 """
 

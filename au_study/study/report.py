@@ -7,9 +7,9 @@ __all__ = ['DEPTH', 'ORDER', 'EXAMPLES', 'state', 'states', 'read_failure', 'sta
            'write_if_new', 'study_latex', 'collect_study', 'collect_tables', 'cost_table', 'page_name',
            'notebook_address', 'row_addresses', 'runs_table', 'section_key', 'section', 'make_section',
            'section_tables', 'status_words', 'how', 'notes_of', 'first_sentence', 'figure_of', 'file_links',
-           'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'papers_of', 'batch_words', 'write_page',
-           'paper_page', 'tables_table', 'batch_pages', 'others_table', 'write_report', 'notebook_pages',
-           'add_arguments', 'run', 'main']
+           'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'claims_file', 'judge_claims',
+           'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page', 'paper_page', 'tables_table',
+           'batch_pages', 'others_table', 'write_report', 'notebook_pages', 'add_arguments', 'run', 'main']
 
 # %% ../../nbs/study/50_report.ipynb #fe0f2834
 import argparse
@@ -34,7 +34,7 @@ from .pages import Cell, Table, number, render
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore, headline
-from .sections import analysis_table, averages_table, items_table, kinds_of, sentence, statistics_table
+from .sections import analysis_table, averages_table, claims_lines, claims_summary, claims_words, items_table, kinds_of, sentence, statistics_table
 from .tables import extent, paper_name, table_latex
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
@@ -357,6 +357,32 @@ def facts(plan: Plan, seen: dict, results: Path) -> list[tuple[str, list[str]]]:
              ('Computing time', [f'{in_words(seconds).removeprefix("about ")} in {len(done)} runs'] if done else [])]
     return [(n, v) for n, v in lines if v]
 
+# %% ../../nbs/study/50_report.ipynb #159daba2
+def claims_file(plan: Plan, results: Path) -> Path:
+    "Where a batch's verdicts are kept."
+    return Path(results) / 'claims' / f'{plan.name}.csv'
+
+def judge_claims(
+    plan: Plan,     # gives profile and data
+    results: Path,  # results folder
+) -> Path:
+    "Judge the ledger of claims and keep the lines; raises `ManifestError` for a profile that has no name."
+    from au_study.study.claims import claims_table, ledger_plan
+    table = claims_table(ledger_plan(plan.profile, plan.source, results), RunStore(results))
+    return write_text(claims_file(plan, results), table.to_csv(index=False, lineterminator='\n'))
+
+def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None, whether runs have ended since
+    "The kept verdicts of a batch."
+    path = claims_file(plan, results)
+    if not stamp(path): return None, False
+    newest = max((stamp(Path(results) / 'runs' / r) for r, s in seen['runs'].items() if s == 'done'), default=0)
+    return _csv(path, stamp(path)), newest > stamp(path)
+
+def claims_shown(lines, old: bool, table) -> dict | None:
+    "Words and table of a page; nothing where nothing was judged."
+    if lines is None or not len(lines): return None
+    return {'words': claims_words(lines) + ' Runs have ended since; `au-study report --claims` judges again.' * old, 'table': table(lines)}
+
 # %% ../../nbs/study/50_report.ipynb #2eff0404
 def papers_of(plan: Plan) -> dict[str, list[str]]:
     "Paper -> ids of its studies."
@@ -382,6 +408,7 @@ def paper_page(
     paper: str,      # folder name of the paper
     seen: dict,      # states
     results: Path,   # results folder
+    claims: tuple = (None, False),  # from `claims_of`
 ) -> dict:  # for the overview: name, title, href, share, words, headline, kind
     "Write a paper's page if something on it has changed; returns what the overview says of it."
     names, (short, title) = papers_of(plan)[paper], paper_words(paper)
@@ -389,12 +416,14 @@ def paper_page(
     runs = {r for n in names for ids in plan.studies[n]['rows'].values() for r in ids}
     far, failed = progress(seen, runs, names, f'{short}, runs and tables'), failed_things(seen, results, DEPTH, {*names, *runs})
     path = Path(results) / 'report' / plan.name / page_name(paper)
+    own = claims[0][claims[0]['paper'] == paper] if claims[0] is not None else None
     def page():
         contents = [{'name': e['study'], 'place': e['place'], 'title': e['title'], 'status': {'done': '', 'failed': 'failed'}.get(seen['studies'][n], 'not there yet')}
                     for n in names for e in [plan.studies[n]]]
-        paper_shown = {'name': short, 'title': title.partition(':')[2].strip() or title, 'batch': f'{batch_words(plan)}: {plan.title}', 'progress': far, 'failures': failed, 'claims': None, 'contents': contents, 'sections': [made[n][1] for n in names]}
+        paper_shown = {'name': short, 'title': title.partition(':')[2].strip() or title, 'batch': f'{batch_words(plan)}: {plan.title}', 'progress': far, 'failures': failed,
+                       'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, {plan.studies[n]['study'] for n in names})), 'contents': contents, 'sections': [made[n][1] for n in names]}
         return render('paper', title=f'{short}: results', trail=[('Results', f'{DEPTH}index.html'), (f'{short}, {batch_words(plan)}', '')], paper=paper_shown)
-    write_page(path, (tuple(m[0] for m in made.values()), json.dumps(failed), title), page)
+    write_page(path, (tuple(m[0] for m in made.values()), json.dumps(failed), title, stamp(claims_file(plan, results)), claims[1]), page)
     told = next((made[n] for n in names if plan.studies[n]['kind'] == 'scores' and made[n][3]), None)
     return {'name': short, 'title': title.partition(':')[2].strip() or title, 'href': quote(f'report/{plan.name}/{path.name}'), 'share': far['share'], 'words': far['words'],
             'headline': f'{told[4]}: {told[3]}' if told else '', 'kind': next((k for k in told[2] if k in ('world', 'real')), 'world') if told else ''}
@@ -416,21 +445,23 @@ def tables_table(plan: Plan, seen: dict, results: Path, cards: dict) -> Table:
 def batch_pages(plan: Plan, results: Path, slots: int = 1, running: bool = False) -> dict:
     "Write the pages of a batch's papers; returns what the overview shows of the batch."
     seen = states(plan, results)
-    cards = {paper: paper_page(plan, paper, seen, results) for paper in papers_of(plan)}
+    claims = claims_of(plan, seen, results)
+    cards = {paper: paper_page(plan, paper, seen, results, claims) for paper in papers_of(plan)}
+    pages = {p: (c['name'], c['href']) for p, c in cards.items()}
     folder, kept = Path(results) / 'report' / plan.name, {page_name(p) for p in cards}
     for old in folder.glob('*.html') if folder.is_dir() else (): old.name in kept or old.unlink()
     done = all(s == 'done' for kind in ('runs', 'studies') for s in seen[kind].values())
     far = progress(seen, plan.runs, plan.studies, 'Runs and tables of the batch', time_left(plan, seen, results, slots, running, done))
     return {'title': batch_words(plan)[0].upper() + batch_words(plan)[1:], 'about': plan.title, 'progress': far, 'failures': failed_things(seen, results), 'papers': list(cards.values()),
-            'claims': None, 'tables': tables_table(plan, seen, results, cards), 'facts': facts(plan, seen, results)}
+            'claims': claims_shown(*claims, lambda t: claims_summary(t, pages)), 'tables': tables_table(plan, seen, results, cards), 'facts': facts(plan, seen, results)}
 
 def others_table(plans: list[Plan], results: Path) -> Table:
     "Batches that were run before."
     made = Table('batches', 'Batches in this results folder besides the one above.', [Cell('batch'), Cell('runs', css='number'), Cell('tables', css='number'), Cell('papers', css='files')])
     for plan in plans:
         shown, seen = batch_pages(plan, results), states(plan, results)
-        done = {k: sum(s == 'done' for s in seen[k].values()) for k in ('runs', 'studies')}
-        made.rows.append([Cell(shown['title']), Cell(f"{done['runs']} of {len(plan.runs)}", str(done['runs']), css='number'), Cell(f"{done['studies']} of {len(plan.studies)}", str(done['studies']), css='number'),
+        done = [(sum(s == 'done' for s in seen[k].values()), len(seen[k])) for k in ('runs', 'studies')]
+        made.rows.append([Cell(shown['title']), *(Cell(f'{n} of {m}', str(n), css='number') for n, m in done),
                           Cell(links=tuple((c['name'], c['href'], f"in the {shown['title']}") for c in shown['papers']), css='files')])
     return made
 
@@ -469,13 +500,15 @@ def notebook_pages(
             if not source.exists() or stamp(page) > stamp(source.parent): continue
             environment = f'{DEPTH}runs/{quote(name)}/environment.json' if kind == 'runs' else ''
             body = Markup(exporter.from_filename(str(source))[0])
-            write_text(page, render('notebook', title=name, name=name, trail=[('Results', f'{DEPTH}index.html'), (name, '')], source=f'{DEPTH}{kind}/{quote(name)}/{file}.ipynb', environment=environment, body=body))
+            write_text(page, render('notebook', title=name, name=name, trail=[('Results', f'{DEPTH}index.html'), (name, '')], environment=environment, body=body,
+                                    source=f'{DEPTH}{kind}/{quote(name)}/{file}.ipynb'))
             count += 1
     return count
 
 # %% ../../nbs/study/50_report.ipynb #97793ac2
 EXAMPLES = """examples:
   au-study report                      write results/index.html anew, and the tables beside it
+  au-study report --claims             also judge the ledger of claims anew
   au-study report --notebooks          also a page of every executed notebook (a third of a second each)
   au-study report --results elsewhere --plan elsewhere/plans/quick-world.json"""
 
@@ -485,6 +518,7 @@ def add_arguments(
     "Declare the command's arguments."
     parser.add_argument('--results', metavar='DIR', help='results folder (default: results in the checkout)')
     parser.add_argument('--plan', metavar='FILE', help='plan of the batch to show first (default: the most capable profile)')
+    parser.add_argument('--claims', action='store_true', help="judge the ledger of claims anew (a tenth of a second a test)")
     parser.add_argument('--notebooks', action='store_true', help='also make a page of every executed notebook that has none')
 
 def run(
@@ -494,9 +528,15 @@ def run(
     results = results_root(args.results)
     plans = [read_plan(args.plan)] if args.plan else [read_plan(p) for p in sorted((results / 'plans').glob('*.json'))]
     for plan in plans: collect_tables(plan, results)
+    for plan in plans if args.claims else (): _judge(plan, results)
     if args.notebooks: print(f'{sum(notebook_pages(p, results) for p in plans)} notebooks became pages.')
     print(write_report(results, plans[0] if args.plan else None))
     return 0
+
+def _judge(plan, results):
+    "Claims of a batch; a profile of one's own has none."
+    try: print(judge_claims(plan, results))
+    except ManifestError as e: print(f'{plan.name}: no claims judged ({e})')
 
 def main(argv: list[str] | None = None) -> int:
     "The same as a module: what the batch calls at its end."
