@@ -31,6 +31,7 @@ COMMANDS = {c.name: c for c in (
     Command('audit', 'au_study.study.audit', 'list what the papers print in two ways: averages, marks, margins, numbers quoted from each other'),
     Command('claims', 'au_study.study.claims', 'verdicts on what the papers claim, from what is in the results folder'),
     Command('status', 'au_study.study.status', 'say what is done, running, failed and missing, and how much disk it takes'),
+    Command('report', 'au_study.study.report', 'write the pages of results anew: index.html, a page a paper, tables as CSV, LaTeX and Markdown'),
     Command('detect', 'au_study.study.detect', 'score the Action Units of a video or of pictures with a trained run'),
 )}
 
