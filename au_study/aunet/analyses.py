@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'SETS', 'PARTS', 'COMPLEXITY', 'HARDSHIPS', 'au_description_table', 'expression_table', 'variant_table',
            'data_set_table', 'pair_counts', 'adjacency', 'l2_distance', 'dependency_f1', 'faithfulness_table',
            'temporal_table', 'right_share', 'ttest_table', 'complexity_table', 'fewer_pixels', 'rendered_again',
-           'robustness_curve']
+           'robustness_curve', 'landmark_table']
 
 # %% ../../nbs/aunet/85_analyses.ipynb #6f6623ee
 import re
@@ -28,11 +28,11 @@ from ..faces.alignment import FivePointCrop, crop_faces
 from ..faces.faceset import FaceSet
 from ..faces.landmarks import normalised_error
 from ..nets.resnet import ResNet
-from ..scoring.significance import drawn_f1, paired_ttest
+from ..scoring.significance import drawn_f1, paired_ttest, ratio_interval, subject_sums
 
 # %% ../../nbs/aunet/85_analyses.ipynb #cf6e3933
 __all__ = ['au_description_table', 'expression_table', 'variant_table', 'data_set_table', 'pair_counts', 'adjacency', 'l2_distance', 'dependency_f1', 'faithfulness_table',
-           'temporal_table', 'right_share', 'ttest_table', 'complexity_table', 'HARDSHIPS', 'fewer_pixels', 'rendered_again', 'robustness_curve']
+           'temporal_table', 'right_share', 'ttest_table', 'complexity_table', 'HARDSHIPS', 'fewer_pixels', 'rendered_again', 'landmark_table', 'robustness_curve']
 
 # %% ../../nbs/aunet/85_analyses.ipynb #75f9eedb
 def _numbers(text): return sorted(map(int, re.findall(r'\b\d{2}\b', str(text))))
@@ -50,8 +50,14 @@ def au_description_table(context) -> tuple:  # table, no figure, note
     numbers = sorted({int(i[2:]) for i in context.published['item']}) or [1, 2, 4]
     cells = lambda a: {'AU name': a.name, 'Location': a.location, 'Muscle name': a.muscle, 'RoI with landmarks': ' '.join('+'.join(map(str, c)) for c in a.landmarks)}
     table = pd.DataFrame([(row, f'AU{n}', text) for n in numbers for row, text in cells(AUS[n]).items()], columns=['row', 'item', 'measured'])
-    words = lambda t: [w for w in str(t).lower().rstrip('.').split() if w != 'the']
-    return _agreement(table, context.published, lambda row, a, b: set(_numbers(a)) == set(_numbers(b)) if 'landmark' in row else words(a) == words(b))
+    return _agreement(table.assign(kind='none'), context.published, _same_words)
+
+def _words(text): return {w.removesuffix('s') for w in re.findall(r'[a-z0-9/]+', str(text).lower().replace('centre', 'center')) if w not in ('the', 'of')}
+
+def _same_words(row, ours, printed):
+    "Whether two cells say the same: the same landmarks, or the same words; of a muscle, ours may name the part."
+    if 'landmark' in row: return set(_numbers(ours)) == set(_numbers(printed))
+    return _words(printed) <= _words(ours) if 'Muscle' in row else _words(printed) == _words(ours)
 
 # %% ../../nbs/aunet/85_analyses.ipynb #6ff8aa00
 def _draws(n_units, n_boot, seed=0): return np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), n_boot)
@@ -98,7 +104,7 @@ def variant_table(context) -> tuple:  # table, no figure, note
         net = model.build(context.faces)
         has = {'FAN feature': isinstance(getattr(net.trunk, 'net', None), FAN), 'VAE': model.vae, 'TDN': isinstance(net.motion, TemporalDifference)}
         rows += [(name, item, mark(v)) for item, v in has.items()] + [(name, 'weights that are trained', f'{count_parameters(net, trainable=True):,}')]
-    return _agreement(pd.DataFrame(rows, columns=['row', 'item', 'measured']), context.published, lambda row, a, b: a == b)
+    return _agreement(pd.DataFrame(rows, columns=['row', 'item', 'measured']).assign(kind='none'), context.published, lambda row, a, b: a == b)
 
 SETS = {'BP4D': 'bp4d', 'DISFA': 'disfa', 'Affwild2': 'affwild2'}
 
@@ -184,7 +190,7 @@ def faithfulness_table(
     draws = {name: [d - d.mean() + v for d, v in zip(draws[name], values[name])] for name in draws}      # a distance grows by resampling
     rows = [(name, measure, float(values[name][i]), *_ends(draws[name][i])) for name in values for i, measure in enumerate(('L2 distance, x 100', 'dependency F1, %'))]
     for i, (measure, sign) in enumerate((('L2 distance', -1), ('Dependency F1-score', 1))):
-        rows.append((measure, item, float(sign * (values[row][i] - values[reference][i])), *_ends(sign * (draws[row][i] - draws[reference][i]))))
+        rows.append((measure, item, float(sign * (values[row][i] - values[reference][i])) + 0., *_ends(sign * (draws[row][i] - draws[reference][i]))))
     said = [f"{m}: {'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'}" for m, _, _, low, high in rows[-2:]]
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
     return table, None, f"Gain of {row} over {reference}, positive is better. {'; '.join(said)}. The printed differences have no stated scale."
@@ -236,20 +242,20 @@ def ttest_table(
         inflation = _inflation(frames, people)
         numbers = {'t-statistic': frames.t, 'p-value': frames.p, 't over subjects': people.t, 'p over subjects': people.p, 'frames that count as one': inflation}
         rows += [(name, item, value, np.nan, np.nan) for item, value in numbers.items()]
-        rows.append((name, 'difference over subjects, points', 100 * people.difference, 100 * people.low, 100 * people.high))
+        rows.append((name, f'{reference} - {name}, points', 100 * people.difference, 100 * people.low, 100 * people.high))
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
-    return table, None, _ttest_note(table, int(keep.sum()), len(by))
+    return table, None, _ttest_note(table, reference, int(keep.sum()), len(by))
 
 def _inflation(frames, people):
     "Variance of the mean over subjects divided by that over frames."
     a, b = ((t.difference / t.t) ** 2 if t.t and np.isfinite(t.t) else np.nan for t in (frames, people))
     return b / a if a and np.isfinite(a) else np.nan
 
-def _ttest_note(table, n, subjects):
+def _ttest_note(table, reference, n, subjects):
     p = table[table['item'] == 'p over subjects'].set_index('row')['measured']
     said = ', '.join(f'{name} {v:.2g}' for name, v in p.items())
-    return (f'{n} frames of {subjects} subjects. Frames of a video are not independent, so the test over frames says nothing about other people; '
-            f'over subjects p is {said}. {len(p)} test(s) were made, none is corrected for that.')
+    return (f'Tested is the share of AUs that are right, {reference} minus the variant, so that negative means better. {n} frames of {subjects} subjects. '
+            f'Frames of a video are not independent, so the test over frames says nothing about other people; over subjects p is {said}. {len(p)} test(s) were made, none is corrected for that.')
 
 # %% ../../nbs/aunet/85_analyses.ipynb #18900201
 COMPLEXITY = {  # as printed: millions of weights, thousands of millions of operations
@@ -279,7 +285,7 @@ def complexity_table(
         f = found.get(name, {'parameters': np.nan, 'macs': np.nan})
         rows += [(name, 'weights, millions', f['parameters'] / 1e6, weights), (name, 'multiplications, thousand millions', f['macs'] / 1e9, operations)]
     rows.append(('three frames through the face alignment module', 'multiplications, thousand millions', 3 * found['face alignment module']['macs'] / 1e9, np.nan))
-    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'published'])
+    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'published']).assign(kind='none')
     return table, None, f'{side} px, {K} AUs, one sample. The paper counts the landmark network once; AUNet sends three frames through it.'
 
 # %% ../../nbs/aunet/85_analyses.ipynb #9e2f735b
@@ -334,16 +340,21 @@ def rendered_again(
     return FaceSet(faces.frames, np.concatenate(crops), np.concatenate(marks), faces.card)
 
 # %% ../../nbs/aunet/85_analyses.ipynb #f1f17106
-def _landmark_errors(model, faces):
-    "Error of each face by the model's own landmark network, or None if it has none."
+def _found_landmarks(model, faces):
+    "Landmarks [N, 68, 2] by the model's own landmark network, or None if it has none."
     net = getattr(model.module_.trunk, 'net', None)
-    if not isinstance(net, FAN): return None
+    if not isinstance(net, FAN) or net.points != 68: return None                 # the parsing network is a FAN whose maps are regions
     from au_study.aunet.landmarks import resized
     out, device = [], next(net.parameters()).device
     for i in range(0, len(faces), 64):
-        images = torch.from_numpy(np.asarray(faces.crops[i:i + 64])).permute(0, 3, 1, 2).to(device).float() / 255
+        images = torch.from_numpy(np.array(faces.crops[i:i + 64])).permute(0, 3, 1, 2).to(device).float() / 255
         with torch.no_grad(): out.append(decode_heatmaps(net(resized(images, model.base_side))[:, -1].float(), images.shape[-1], 'centroid')[0].cpu().numpy())
-    return normalised_error(np.concatenate(out), np.asarray(faces.landmarks))
+    return np.concatenate(out)
+
+def _landmark_errors(model, faces):
+    "Error of each face, or None without a landmark network."
+    found = _found_landmarks(model, faces)
+    return None if found is None else normalised_error(found, np.asarray(faces.landmarks))
 
 def _some(faces, frames):
     "Frames spread evenly over a FaceSet."
@@ -405,3 +416,47 @@ def _robustness_figure(table, models, kinds):
 def _robustness_note(kinds, test):
     left = '' if len(kinds) == len(HARDSHIPS) else ' Only the world can render hands and turned heads; with other data the pixels alone are changed.'
     return f'{len(test)} frames of {len(test.subjects)} test subjects, model of the first fold; crops follow the true landmarks at every level, which favours all methods.{left}'
+
+# %% ../../nbs/aunet/85_analyses.ipynb #bc4fe283
+def landmark_table(
+    context,              # a row whose runs look through a landmark network
+    row: str = 'AU-FAN',
+    frames: int = 820,    # spread over all subjects
+    limit: float = .08,   # error of a failure
+) -> tuple:               # table, figure, note
+    "Errors of the landmark network and of the mean face, on crops as they are and moved."
+    from au_study.aunet.landmarks import moved_faces
+    model, faces = context.model(row, 0), _some(context.faces, frames)
+    rows, curves, shown = [], {}, []
+    for how, some in (('aligned crops', faces), ('moved crops', moved_faces(faces))):
+        truth, found = np.asarray(some.landmarks), _found_landmarks(model, some)
+        for name, points in (('landmark network', found), ('mean face', np.broadcast_to(truth.mean(0), truth.shape))):
+            errors = curves[name, how] = normalised_error(points, truth)
+            values = 100 * np.column_stack([errors, errors > limit, np.clip(1 - errors / limit, 0, None)])
+            numbers = zip(*ratio_interval(*subject_sums(values, faces.frames['subject']), context.n_boot))
+            rows += [(name, f'{item}, {how}', *n) for item, n in zip(('NME, %', f'failures (beyond {100 * limit:g} %), %', 'AUC, %'), numbers)]
+        shown.append((how, some, found))
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _landmark_picture(curves, shown, limit), _landmark_note(model.base, faces)
+
+def _landmark_note(base, faces):
+    taught = 'public weights' if base.weights else f'{base.people} strangers of the {base.corpus} world' if base.corpus else 'the training folds'
+    return (f'{len(faces)} frames of {len(faces.subjects)} subjects; the network learnt from {taught}. NME: mean distance in distances of the outer eye corners. '
+            'The mean face is that of the very crops it is scored on. Moved crops are turned by up to 15°, shifted by 4 % and scaled by 25 %.')
+
+def _landmark_picture(curves, shown, limit, faces=5):
+    "Cumulated errors, and some faces with true (white) and found (red) landmarks."
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(3.2 + 1.1 * faces, 2.6), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.1 * faces))
+    axis = left.subplots()
+    for (name, how), errors in curves.items():
+        axis.plot(100 * np.sort(errors), 100 * np.arange(1, len(errors) + 1) / len(errors), label=f'{name}, {how}',
+                  color='C3' if name.startswith('landmark') else '0.5', ls='-' if how.startswith('aligned') else '--')
+    axis.set(xlim=(0, 200 * limit), ylim=(0, 100), xlabel='error, % of the eye distance', ylabel='faces below, %'); axis.axvline(100 * limit, color='0.8', lw=1, zorder=0)
+    axis.legend(fontsize=5.5, loc='lower right')
+    for line, (how, some, found) in zip(right.subplots(len(shown), faces), shown):
+        for axis, i in zip(line, np.linspace(0, len(some) - 1, faces).astype(int)):
+            axis.imshow(np.asarray(some.crops[int(i)])); axis.axis('off')
+            for points, colour in ((some.landmarks[int(i)], 'white'), (found[i], 'red')): axis.scatter(*np.asarray(points).T, s=1, c=colour)
+        line[0].set_title(how, fontsize=7, loc='left')
+    return figure
