@@ -22,11 +22,11 @@ PROCESSED, SOURCE, SITE = ROOT / "_proc", ROOT / "build" / "docs_source", ROOT /
 PARTS = {  # heading of the navigation -> what stands under it, in this order; a new folder joins the last part until it is named here
     "Ground floor": ["facs", "faces", "world", "datasets", "nets", "scoring", "training"],
     "Papers": ["au_rcnn", "re_net", "aunet", "pairwise", "static_dynamic"],
-    "Studies": ["study", "reproduce"],
+    "Studies": ["study", "reproduce", "evidence"],
     "About the kit": []}
 CHAPTERS = {"faces": "Faces", "world": "The face world", "datasets": "Data sets", "nets": "Networks", "scoring": "Scoring", "training": "Training",
             "au_rcnn": "AU R-CNN", "re_net": "RE-Net", "aunet": "AUNet", "pairwise": "Pairwise", "static_dynamic": "Static and dynamic",
-            "study": "Study", "reproduce": "Experiments"}
+            "study": "Study", "reproduce": "Experiments", "evidence": "Evidence"}
 
 
 # --- from nbdev's pages to pages that MyST-NB understands ----------------------------------------------------------------------------

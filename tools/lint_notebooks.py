@@ -3,7 +3,7 @@
     python tools/lint_notebooks.py [NOTEBOOK ...]      without names: all notebooks and the whole repository
     python tools/lint_notebooks.py --staged            what git is about to commit: licensed faces and files that may hold them (the pre-commit hook)
 
-A notebook is *experiment* if it lies in nbs/reproduce, *page* if it is an index or a data card without exports, else *library*.
+A notebook is *experiment* if it lies in nbs/reproduce, *page* if it is an index, a data card or a discussion without exports, else *library*.
 Every check is a function that yields sentences; no sentence means that all is well.
 """
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 MAX_KB = 200
-PAGES = {"index", "data_card"}  # names of notebooks that may explain without exporting
+PAGES = {"index", "data_card", "misprints"}  # names of notebooks that may explain without exporting
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jp2", ".ppm", ".svg", ".pdf", ".eps",
             ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg"}

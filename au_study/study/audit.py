@@ -250,9 +250,10 @@ _FUNCTIONS = {'abs': abs, 'min': min, 'max': max}
 
 def evaluate(
     expression: str,  # such as '1000 / 5.4' or 'a - b > 2'
-    names: dict[str, float] = {},  # values of the names in it
+    names: dict[str, float] | None = None,  # values of the names in it
 ):                    # a number, or whether it holds
     "The value of an expression of numbers, names, + - * / **, comparisons, and, or, abs, min, max; anything else raises ValueError."
+    names = names or {}
     def value(node):
         match node:
             case ast.Constant(value=int() | float()): return node.value
@@ -339,7 +340,7 @@ def between(
     papers: list[str],  # short names
 ) -> Iterator[Line]:
     "Cells of one method in every pair of papers that print it."
-    for (dataset, method), rows in _quoted(papers).items():
+    for (_, method), rows in _quoted(papers).items():
         anew = methods_card().get('methods', {}).get(method, {}).get('anew', False)
         for (p, a), (q, b) in itertools.combinations(rows.items(), 2):
             for item in [i for i in a if i in b and (i == 'Avg' or not anew)]:
