@@ -28,7 +28,8 @@ def table(kind="scores"):
         return pd.DataFrame({"row": ["a", "a", "b", "b"], "item": ["gain", "rule", "gain", "rule"], "measured": ["1.25", "1, 2", "-0.5", "–"], "low": [0.5, np.nan, -2, np.nan],
                              "high": [2, np.nan, 1, np.nan], "published": ["1.5", "1, 2", None, None], "kind": "world", "note": None})
     rows = [("plain", "world", 50.0, 60.9), (NASTY, "world", 55.0, 63.0), ("quoted", "published only", np.nan, 55.8)]
-    lines = [{"row": r, "kind": k, "item": i, "measured": m - 2 * (i == "AU1"), "low": m - 4, "high": m + 4, "published": p, "difference": m - p, "prevalence": 20.0, "folds": 1, "seeds": 1, "subjects": 9}
+    counts = {"prevalence": 20.0, "folds": 1, "seeds": 1, "subjects": 9}
+    lines = [{"row": r, "kind": k, "item": i, "measured": m - 2 * (i == "AU1"), "low": m - 4, "high": m + 4, "published": p, "difference": m - p, **counts}
              for r, k, m, p in rows for i in ("AU1", "Avg")]
     made = pd.DataFrame(lines).reindex(columns=COLUMNS)
     made.loc[made["row"] == NASTY, ["vs_reference", "vs_low", "vs_high"]] = 5.0, 2.0, 8.0
@@ -228,13 +229,13 @@ def test_a_batch_whose_manifests_are_gone_is_still_shown(results, plan):
 def test_kept_verdicts_are_shown_with_their_age(results, plan):
     claims = pytest.importorskip("au_study.study.claims")
     assert set(VERDICT_SIGNS) == set(claims.VERDICTS)
-    line = dict.fromkeys(claims.CLAIM_COLUMNS, "") | {"paper": "au_rcnn", "claim": "c", "says": "boxes help", "study": "toy_table5", "place": "Table 5", "item": "Avg", "kind": "world", "unit": "points",
-                                                      "verdict": "agrees (one seed)", "effect": 5.0, "low": 2.0, "high": 8.0, "p_holm": 0.01, "seeds": 1, "folds": 3}
+    about = {"paper": "au_rcnn", "claim": "c", "says": "boxes help", "study": "toy_table5", "place": "Table 5", "item": "Avg", "kind": "world", "unit": "points"}
+    line = dict.fromkeys(claims.CLAIM_COLUMNS, "") | about | {"verdict": "agrees (one seed)", "effect": 5.0, "low": 2.0, "high": 8.0, "p_holm": 0.01, "seeds": 1, "folds": 3}
     path = report.claims_file(plan, results)
     path.parent.mkdir()
     pd.DataFrame([line]).to_csv(path, index=False)
     index, page = (written(results, plan)[results / n] for n in ("index.html", "report/smoke-world/au_rcnn.html"))
-    assert "1 claims, 1 tests: 1 agrees (one seed)" in index.find("section", {"aria-labelledby": "claims"}).get_text() and "Runs have ended since" not in index.get_text()
+    assert "1 claim, 1 test: 1 agrees (one seed)" in index.find("section", {"aria-labelledby": "claims"}).get_text() and "Runs have ended since" not in index.get_text()
     assert "boxes help" in page.find(id="claims-lines").get_text() and page.find(id="claims-lines").find("a", href="#toy_table5")
     (results / "runs/r0/new").touch()
     assert "Runs have ended since" in written(results, plan)[results / "index.html"].get_text()

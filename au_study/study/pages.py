@@ -76,13 +76,14 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margi
 """
 
 # %% ../../nbs/study/49_pages.ipynb #5c113415
-TABLE_STYLE = """.scroll { overflow-x: auto; margin: 10px 0 18px; max-width: 100% }
+TABLE_STYLE = """.scroll { overflow-x: auto; position: relative; margin: 10px 0 18px; max-width: 100% }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; min-width: min(100%, 420px) }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 0 0 6px; max-width: 78ch }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; max-width: 150px; line-height: 1.3; border-bottom-width: 2px }
 tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right }
 td.number, td.files, .one-line { white-space: nowrap } tbody th, tfoot th { min-width: 110px; position: sticky; left: 0; background: var(--paper) } td.words { min-width: 240px }
+th.words { min-width: min(220px, 40vw) } th.light { font-weight: 400 }
 tbody tr:hover, tr:target, :is(tr:hover, tr:target) > th { background: var(--band) } tfoot :is(th, td) { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 650 }
 td a { color: inherit; text-decoration-style: dotted } td.files a, th a { color: var(--link); text-decoration-style: solid }
 .measured { font-weight: 600 } .below { display: block; font-weight: 400; font-size: .8rem; color: var(--soft) }
@@ -312,6 +313,7 @@ INDEX_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 <div class="bar" role="progressbar" aria-label="{{ c.name }}, tables and figures"
   aria-valuenow="{{ '%.0f' % c.share }}" aria-valuemin="0" aria-valuemax="100"><span style="width:{{ '%.1f' % c.share }}%"></span></div>
 <p class="small">{{ c.words }}</p>
+{% if c.claims %}<p class="small">Claims: {{ c.claims }}.</p>{% endif %}
 {% if c.headline %}<p>{{ t.tag(c.kind) }} {{ c.headline }}</p>{% endif %}</li>
 {% endfor %}</ul>
 <h3>How to read the numbers</h3>
@@ -319,7 +321,8 @@ INDEX_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 <p class="small">Intervals hold 95 % and draw subjects with replacement, not frames; a paired difference draws the same subjects for both rows.
 Every measured number leads to the executed notebooks that it comes from.</p></section>
 {% if batch.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2>
-<p>{{ batch.claims.words }}</p>{{ t.table(batch.claims.table) }}</section>{% endif %}
+<p>{{ batch.claims.words }}</p>{{ t.table(batch.claims.table) }}
+{{ p.links(batch.claims.links, 'the ledger of claims') }}</section>{% endif %}
 <section aria-labelledby="tables"><h2 id="tables">Tables and figures</h2>
 {{ t.table(batch.tables) }}</section>
 <section aria-labelledby="run"><h2 id="run">What was run</h2>
@@ -354,11 +357,13 @@ PAPER_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 {{ p.legend() }}
 {% if paper.failures %}<section aria-labelledby="failures"><h2 id="failures">Failures</h2>
 {{ p.failures(paper.failures, 3) }}</section>{% endif %}
-{% if paper.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2><p>{{ paper.claims.words }}</p>{{ t.table(paper.claims.table) }}</section>{% endif %}
 <nav aria-labelledby="contents"><h2 id="contents">On this page</h2>
 <ul class="contents">{% for c in paper.contents %}
-<li><a href="#{{ c.name }}">{{ c.place }}: {{ c.title }}</a>{% if c.status %} <span class="soft">({{ c.status }})</span>{% endif %}</li>{% endfor %}</ul></nav>
+<li><a href="#{{ c.name }}">{{ c.place }}: {{ c.title }}</a>{% if c.status %} <span class="soft">({{ c.status }})</span>{% endif %}</li>{% endfor %}
+{% if paper.claims %}<li><a href="#claims">Claims of the paper</a></li>{% endif %}</ul></nav>
 {% for section in paper.sections %}{{ section }}{% endfor %}
+{% if paper.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims of the paper</h2>
+<p>{{ paper.claims.words }}</p>{{ t.table(paper.claims.table) }}</section>{% endif %}
 {% endblock %}
 """
 

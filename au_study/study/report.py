@@ -34,7 +34,7 @@ from .pages import Cell, Table, number, render
 from .plan import Plan, in_words, read_plan, remaining_seconds
 from .protocol import describe, protocol_of
 from .runs import RunStore, headline
-from .sections import analysis_table, averages_table, claims_lines, claims_summary, claims_words, items_table, kinds_of, sentence, statistics_table
+from .sections import analysis_table, averages_table, claims_lines, claims_summary, claims_words, items_table, kinds_of, sentence, statistics_table, verdict_counts
 from .tables import extent, paper_name, table_latex
 
 # %% ../../nbs/study/50_report.ipynb #215c05ac
@@ -378,10 +378,10 @@ def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None,
     newest = max((stamp(Path(results) / 'runs' / r) for r, s in seen['runs'].items() if s == 'done'), default=0)
     return _csv(path, stamp(path)), newest > stamp(path)
 
-def claims_shown(lines, old: bool, table) -> dict | None:
+def claims_shown(lines, old: bool, table, links=()) -> dict | None:
     "Words and table of a page; nothing where nothing was judged."
     if lines is None or not len(lines): return None
-    return {'words': claims_words(lines) + ' Runs have ended since; `au-study report --claims` judges again.' * old, 'table': table(lines)}
+    return {'words': claims_words(lines) + ' Runs have ended since; `au-study report --claims` judges again.' * old, 'table': table(lines), 'links': links}
 
 # %% ../../nbs/study/50_report.ipynb #2eff0404
 def papers_of(plan: Plan) -> dict[str, list[str]]:
@@ -426,7 +426,8 @@ def paper_page(
     write_page(path, (tuple(m[0] for m in made.values()), json.dumps(failed), title, stamp(claims_file(plan, results)), claims[1]), page)
     told = next((made[n] for n in names if plan.studies[n]['kind'] == 'scores' and made[n][3]), None)
     return {'name': short, 'title': title.partition(':')[2].strip() or title, 'href': quote(f'report/{plan.name}/{path.name}'), 'share': far['share'], 'words': far['words'],
-            'headline': f'{told[4]}: {told[3]}' if told else '', 'kind': next((k for k in told[2] if k in ('world', 'real')), 'world') if told else ''}
+            'claims': verdict_counts(own) if own is not None else '', 'headline': f'{told[4]}: {told[3]}' if told else '',
+            'kind': next((k for k in told[2] if k in ('world', 'real')), 'world') if told else ''}
 
 # %% ../../nbs/study/50_report.ipynb #57c3c069
 def tables_table(plan: Plan, seen: dict, results: Path, cards: dict) -> Table:
@@ -437,7 +438,7 @@ def tables_table(plan: Plan, seen: dict, results: Path, cards: dict) -> Table:
         card, base = cards[entry['paper']], f"tables/{plan.name}/{quote(entry['study'])}"
         files = [(text, f'{base}.{kind}', f"of {entry['title']}") for kind, text in (('csv', 'CSV'), ('tex', 'LaTeX'), ('md', 'Markdown'))]
         what = Cell(tag=kinds[0], sort=kinds[0]) if kinds else Cell({'failed': 'failed'}.get(seen['studies'][name], 'not there yet'), css='soft')
-        made.rows.append([Cell(entry['title'], href=f"{card['href']}#{entry['study']}"), Cell(card['name'], f'{k:04d}', css='one-line'), Cell(entry['place'], css='one-line'), what,
+        made.rows.append([Cell(entry['title'], href=f"{card['href']}#{entry['study']}", css='words'), Cell(card['name'], f'{k:04d}', css='one-line'), Cell(entry['place'], css='one-line'), what,
                           Cell(said, css='words small'), Cell(links=tuple(files) if seen['studies'][name] == 'done' else (), css='files')])
     return made
 
@@ -447,13 +448,15 @@ def batch_pages(plan: Plan, results: Path, slots: int = 1, running: bool = False
     seen = states(plan, results)
     claims = claims_of(plan, seen, results)
     cards = {paper: paper_page(plan, paper, seen, results, claims) for paper in papers_of(plan)}
-    pages = {p: (c['name'], c['href']) for p, c in cards.items()}
+    named = {*cards, *(claims[0]['paper'] if claims[0] is not None else ())}
+    pages = {p: (cards[p]['name'], cards[p]['href']) if p in cards else (paper_words(p)[0], '') for p in named}
     folder, kept = Path(results) / 'report' / plan.name, {page_name(p) for p in cards}
     for old in folder.glob('*.html') if folder.is_dir() else (): old.name in kept or old.unlink()
     done = all(s == 'done' for kind in ('runs', 'studies') for s in seen[kind].values())
     far = progress(seen, plan.runs, plan.studies, 'Runs and tables of the batch', time_left(plan, seen, results, slots, running, done))
     return {'title': batch_words(plan)[0].upper() + batch_words(plan)[1:], 'about': plan.title, 'progress': far, 'failures': failed_things(seen, results), 'papers': list(cards.values()),
-            'claims': claims_shown(*claims, lambda t: claims_summary(t, pages)), 'tables': tables_table(plan, seen, results, cards), 'facts': facts(plan, seen, results)}
+            'claims': claims_shown(*claims, lambda t: claims_summary(t, pages), [('CSV', f'claims/{plan.name}.csv')]),
+            'tables': tables_table(plan, seen, results, cards), 'facts': facts(plan, seen, results)}
 
 def others_table(plans: list[Plan], results: Path) -> Table:
     "Batches that were run before."

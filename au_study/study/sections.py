@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICT_SIGNS', 'kinds_of', 'row_name', 'verdict', 'paired', 'averages_table', 'items_table', 'statistics_table',
-           'analysis_table', 'best_row', 'sentence', 'claims_words', 'claims_summary', 'claims_lines']
+           'analysis_table', 'best_row', 'sentence', 'verdict_counts', 'claims_words', 'claims_summary', 'claims_lines']
 
 # %% ../../nbs/study/51_sections.ipynb #0367b2b3
 from dataclasses import replace
@@ -188,14 +188,22 @@ def sentence(
 VERDICT_SIGNS = {'supported': ('✓', 'good'), 'refuted': ('✗', 'bad'), 'inconclusive': ('≈', ''), 'agrees (one seed)': ('(✓)', 'soft'), 'disagrees (one seed)': ('(✗)', 'soft'),
                  'not run': ('·', 'soft'), 'published only': ('○', 'soft')}
 
+def verdict_counts(
+    claims: pd.DataFrame,  # lines of the ledger
+) -> str:
+    "'2 supported, 1 inconclusive'."
+    count = claims['verdict'].value_counts()
+    return ', '.join(f'{count[v]} {v}' for v in VERDICT_SIGNS if count.get(v))
+
 def claims_words(
     claims: pd.DataFrame,  # lines of the ledger
 ) -> str:
     "How many claims, and how many lines have each verdict."
-    count = claims['verdict'].value_counts()
-    told = ', '.join(f'{count[v]} {v}' for v in VERDICT_SIGNS if count.get(v))
-    claimed = claims['claim'].groupby(claims['paper']).nunique().sum()
-    return f"{claimed} claims, {len(claims)} tests: {told}. Holm's correction runs over all tests; nothing is called supported or refuted from a single seed."
+    told = verdict_counts(claims)
+    def several(n, word): return f'{n} {word}' + ('' if n == 1 else 's')
+    claimed = several(len(claims[['paper', 'claim']].drop_duplicates()), 'claim')
+    return (f"{claimed}, {several(len(claims), 'test')}: {told}. Holm's correction runs over all tests; "
+            'nothing is called supported or refuted from a single seed.')
 
 def claims_summary(
     claims: pd.DataFrame,  # lines of the ledger
@@ -223,7 +231,7 @@ def claims_lines(
         asked = f' ({r.label})' if isinstance(r.label, str) and r.label else ''
         why = r.reason if isinstance(r.reason, str) else ''
         tested = Cell(', '.join(t for t in (r.place, r.item) if isinstance(t, str) and t) or '–', href=f'#{r.study}' if r.study in studies else '')
-        made.rows.append([Cell(f'{r.says}{asked}', css='words'), Cell(str(r.where), css='small'), Cell(f'{sign} {r.verdict}', str(list(VERDICT_SIGNS).index(r.verdict)), css=css, below=(why,)),
+        made.rows.append([Cell(f'{r.says}{asked}', css='words light'), Cell(str(r.where), css='small'), Cell(f'{sign} {r.verdict}', str(list(VERDICT_SIGNS).index(r.verdict)), css=css, below=(why,)),
                           _tag(r.kind) if r.kind in SIGNS else Cell('–'), _effect(r), number(r.published, sign=True, css='quoted'), number(r.p_holm, 3),
                           Cell(f'{r.seeds:.0f} × {r.folds:.0f}' if pd.notna(r.folds) and r.seeds else '–', '' if pd.isna(r.seeds) else f'{r.seeds:.0f}', css='number'), tested])
     return made
