@@ -1,0 +1,101 @@
+"Warm starts: children are the server's, die with whoever asked, and old code is never served."
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+
+import au_study.study.warm as warm
+from au_study.study.kernels import WarmProvisioner  # noqa: F401  (what the entry point names)
+
+SLEEP = [sys.executable, "-m", "timeit", "-n", "1", "import time; time.sleep(60)"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "One server for all tests here; its address is in the environment."
+    with warm.warm_server(tmp_path_factory.mktemp("log")) as added, pytest.MonkeyPatch.context() as patch:
+        assert added, "the package's entry points are not installed: pip install -e ."
+        for name, value in added.items(): patch.setenv(name, value)
+        yield added
+
+
+def gone(pid, seconds=10):
+    "Whether a process ends in time."
+    limit = time.monotonic() + seconds
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > limit: return False
+        time.sleep(0.05)
+    return True
+
+
+def test_kernel_is_a_child_of_the_server(server):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, sys; print(os.getppid(), 'torch' in sys.modules)")])
+    NotebookClient(notebook, timeout=60).execute()
+    parent, imported = notebook.cells[0].outputs[0]["text"].split()
+    assert "au_study.study.warm" in psutil.Process(int(parent)).cmdline() and imported == "True"
+
+
+def test_child_ends_with_whoever_asked(server):
+    asker = subprocess.Popen([sys.executable, "-c", f"import time; from au_study.study.warm import start; print(start({SLEEP!r}).pid, flush=True); time.sleep(60)"],
+                             stdout=subprocess.PIPE, text=True)
+    child = int(asker.stdout.readline())
+    assert psutil.pid_exists(child)
+    asker.kill()
+    asker.wait()
+    assert gone(child)
+
+
+def test_exit_codes_signals_and_timeouts(server, tmp_path):
+    (tmp_path / "seven.py").write_text("raise SystemExit(7)")
+    assert warm.start([sys.executable, "-m", "seven"], cwd=tmp_path).wait(60) == 7
+    sleeper = warm.start(SLEEP)
+    with pytest.raises(subprocess.TimeoutExpired): sleeper.wait(0.2)
+    assert sleeper.poll() is None
+    sleeper.kill()
+    assert sleeper.wait(10) == -signal.SIGKILL and sleeper.poll() == -signal.SIGKILL
+
+
+def test_a_client_that_says_nothing_or_nonsense_hurts_nobody(server):
+    for words in (b"", b"\x00\x00\x00\x05hello"):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(server["AU_STUDY_WARM"])
+            s.sendall(words)
+    assert warm.start([sys.executable, "-m", "platform"], open(os.devnull, "w")).wait(60) == 0
+
+
+def test_old_code_is_not_served(tmp_path, monkeypatch):
+    "A server of another copy of the package: after an edit there it serves nobody."
+    door = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir(tmp_path)     # a short address
+    door.bind("door")
+    door.listen()
+    (tmp_path / "package").mkdir()
+    source = tmp_path / "package/a.py"
+    source.write_text("")
+    code = f"import socket; from pathlib import Path; import au_study.study.warm as w\nw._newest.__defaults__ = (Path({str(tmp_path / 'package')!r}),)\nw._become(w.Server(socket.socket(fileno={door.fileno()})).run())"
+    process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[door.fileno()])
+    try:
+        monkeypatch.setenv("AU_STUDY_WARM", "door")
+        assert warm.start([sys.executable, "-m", "platform"], open(os.devnull, "w")).wait(60) == 0
+        os.utime(source, (time.time() + 5,) * 2)
+        assert warm.start([sys.executable, "-m", "platform"]) is None
+    finally:
+        process.kill()
+        process.wait()
+        door.close()
+
+
+def test_a_dead_server_is_noticed(tmp_path, monkeypatch):
+    with warm.warm_server(tmp_path) as added:
+        monkeypatch.setenv("AU_STUDY_WARM", added["AU_STUDY_WARM"])
+        child = warm.start(SLEEP)
+    assert gone(child.pid) and child.wait(10) == -signal.SIGKILL
+    assert warm.start(SLEEP) is None and Path(tmp_path, "warm.log").exists()
