@@ -80,7 +80,9 @@ def test_old_code_is_not_served(tmp_path, monkeypatch):
     (tmp_path / "package").mkdir()
     source = tmp_path / "package/a.py"
     source.write_text("")
-    code = f"import socket; from pathlib import Path; import au_study.study.warm as w\nw._newest.__defaults__ = (Path({str(tmp_path / 'package')!r}),)\nw._become(w.Server(socket.socket(fileno={door.fileno()})).run())"
+    code = ("import socket; from pathlib import Path; import au_study.study.warm as w\n"
+            f"w._newest.__defaults__ = (Path({str(tmp_path / 'package')!r}),)\n"
+            f"w._become(w.Server(socket.socket(fileno={door.fileno()})).run())")
     process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[door.fileno()])
     try:
         monkeypatch.setenv("AU_STUDY_WARM", "door")
