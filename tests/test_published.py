@@ -40,7 +40,7 @@ KNOWN = {
     "re_net": """misprint 1 JPML AU6; misprint 1 JAA AU7; average 1 LSVM Avg; average 1 DRML Avg; average 1 EAC-net Avg; average 2 DRML Avg; average 2 EAC-net Avg;
         average 4 MAE CCNN-IT Avg; second mark 4 MAE VGP-AE AU14; second mark 4 MAE 2DC AU14; average 6 second row Avg;
         above: Abstract, Sec. 1 and 4.7: better than previous work on three benchmarks: DISFA; holds: Sec. 4.4: SRERL is second; above: Sec. 1: the AU relation helps rare AUs;
-        holds: Sec. 4.6: AU 23, unseen; holds: Sec. 4.6: AU 24, unseen; arithmetic: Sec. 4.1: 328 sequences; arithmetic: Sec. 4.1: 20 seconds;
+        holds: Sec. 4.6: AU 23, unseen; holds: Sec. 4.6: AU 24, unseen; holds: Sec. 4.6: AU 6, 7, 10, 12 and 14 of BP4D occur; arithmetic: Sec. 4.1: 328 sequences; arithmetic: Sec. 4.1: 20 seconds;
         fact 0 methods of Table 2 with AUs present from intensity 2; fact 0 where DSIN applies the AU relation""",
     "static_dynamic": "fact 0 an embedding in the table of AUs; fact 0 what dynamics are seen in"}
 
