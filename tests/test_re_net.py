@@ -2,13 +2,19 @@
 import itertools
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from au_study.datasets.layouts import write_layout
+from au_study.datasets.prepare import prepare
 from au_study.faces.faceset import FaceSet
+from au_study.faces.frames import KEYS, read_frames
+from au_study.faces.landmarks import Detection
+from au_study.facs import schematic_face
 from au_study.nets.resnet import resnet18
 from au_study.re_net.adaptive_bn import AdaptiveBatchNorm2d, adapt, adaptive_layers
 from au_study.re_net.analyses import correlation_sweep
@@ -17,7 +23,8 @@ from au_study.re_net.figures import drawn_auc, drawn_pcc, probe_scores
 from au_study.re_net.network import PlainNetwork, RENetwork, draw_au, network_loss, resnet_parts
 from au_study.re_net.one_pass import OnePass, au_by_au
 from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_weights, relation_graph, shuffle_graph
-from au_study.study.data import data_spec, world_intensities
+from au_study.study.config import add_set
+from au_study.study.data import data_folds, data_spec, full_labels, open_data, prepare_known, world_intensities
 from au_study.study.manifests import Profile, load_profile, load_study, study_names
 from au_study.study.plan import sizes_for, without_knobs
 from au_study.study.published import printed
@@ -352,6 +359,33 @@ def test_intensities_are_those_behind_the_other_labels(dataset, aus):
     for table in ('icc', 'mae'):
         study = load_study(f're_net_table{4 if dataset == "bp4d" else 5}_{table}')
         assert study.data == {'labels': 'intensity'} and tuple(study.protocol['aus']) == aus
+
+
+class Middle:
+    "Finds a face in the middle of every picture."
+    id = 'middle/v1'
+    def detect(self, image, key=None):
+        side = min(image.shape[:2]) / 2
+        corner = (np.array(image.shape[1::-1]) - side) / 2
+        return [Detection(np.array([*corner[::-1], *(corner + side)[::-1]]), schematic_face(side) + corner, 1.)]
+
+
+def test_intensities_of_a_tree_are_prepared_beside_its_occurrence(tmp_path, monkeypatch):
+    for name, folder in (('XDG_CONFIG_HOME', 'config'), ('AU_STUDY_CACHE', 'cache')): monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setattr('au_study.datasets.prepare.prepare', partial(prepare, detector=Middle(), progress=False))
+    write_layout('bp4d', 'bp4d', tmp_path / 'tree', subjects=3, videos=1, frames=3, size=96)
+    add_set('bp4d', tmp_path / 'tree')
+    profile, made = Profile('tiny', '', world={'crop': 32}), {}
+    for labels in ('', 'intensity'):
+        prepare_known(data_spec('bp4d', profile, 'bp4d', labels=labels), jobs=0)
+        spec = data_spec('bp4d', profile, 'bp4d', labels=labels)
+        made[labels] = open_data(spec, 'bp4d')
+        assert data_folds(spec, 'bp4d') == 3 and list(full_labels(spec, made[labels]).frames.columns[3:]) == made[labels].columns
+    assert made['intensity'].aus == (6, 10, 12, 14, 17) and made['intensity'].card.kind == 'intensity'
+    for kind, faces in zip(('occurrence', 'intensity'), made.values()):
+        written = read_frames(tmp_path / 'tree' / f'world_{kind}.parquet')
+        pd.testing.assert_frame_equal(faces.frames, faces.frames[list(KEYS)].merge(written[[*KEYS, *faces.columns]], on=list(KEYS)), check_dtype=False)
+    np.testing.assert_array_equal(np.asarray(made[''].crops), np.asarray(made['intensity'].crops))
 
 
 def test_on_real_data_the_sweep_is_left_out_and_the_tables_stay():

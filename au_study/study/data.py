@@ -216,7 +216,7 @@ def prepare_known(
     labels = spec.get('labels', '')
     entry = _read_for(known_sets()[spec['dataset']], labels)
     print(f"{entry.name}: preparing faces at {spec['size']} px" + (f", every {spec['stride']}. coded frame" if spec['stride'] > 1 else '') + '; this is done once.', flush=True)
-    made = prepare(_tree(spec), prepared_folder(entry, spec['size'], spec['stride']), size=spec['size'], stride=spec['stride'], jobs=jobs, aus='coded' if labels else None)
+    made = prepare(_tree(spec), prepared_folder(entry, spec['size'], spec['stride']), size=spec['size'], stride=spec['stride'], jobs=jobs, **({'aus': 'coded'} if labels else {}))
     print(f'{entry.name}: {made.kept} faces kept, {made.quarantined} frames quarantined with their reasons in {made.folder}.', flush=True)
 
 def _tree(spec):
