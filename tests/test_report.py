@@ -268,3 +268,12 @@ def test_latex_tables_hold_together(results, plan):
             for line in (l for l in body.splitlines() if l.endswith(r"\\")): assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
     assert r"AR\_res $<$script$>$" in (results / "tables/smoke-world/toy_table5.tex").read_text()
     assert latex(pd.DataFrame({"a": ["x"], "b": [1.25]})).splitlines()[4] == r"  x & 1.2 \\"
+
+
+def test_batches_of_another_version_do_not_stop_this_one(results, plan):
+    content = json.loads((results / "plans/smoke-world.json").read_text())
+    (results / "plans/alien.json").write_text('{"unknown": 1}')
+    for entry in content["studies"].values(): del entry["place"]
+    (results / "plans/old.json").write_text(json.dumps({**content, "name": "old"}))
+    page = written(results, plan)[results / "index.html"]
+    assert "can't be read: 'place'" in page.find(id="batches").get_text() and "3 of 4 runs" in page.get_text()

@@ -236,7 +236,7 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
     results = place / "broken"
     whole = reproduce(place, "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    assert set(tables(place, "whole")) == {"tiny.csv", "tiny.md"}
+    assert set(tables(place, "whole")) == {"tiny.csv", "tiny.md", "tiny.tex"}
 
     def training(): return any((results / "work/runs").glob("*/train/*"))
     first = begin(place, "broken")

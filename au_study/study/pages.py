@@ -369,9 +369,12 @@ PAPER_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 
 # %% ../../nbs/study/49_pages.ipynb #dc65247a
 NOTEBOOK_TEMPLATE = """{% extends 'shell' %}
-{% block style %}.jp-Cell { margin: 14px 0 } .jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none } .highlight { background: var(--band); border-radius: 6px }
+{% block style %}.jp-Cell { margin: 14px 0 } .prompt, .jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none }
+.highlight { background: var(--band); border-radius: 6px }
 .jp-OutputArea-output { overflow-x: auto } .jp-RenderedImage img, .jp-OutputArea img { background: #fff } .jp-OutputArea pre { white-space: pre-wrap; background: none; padding: 2px 12px }
-.highlight .c1 { color: var(--soft) } .highlight :is(.k, .kn, .ow) { color: var(--world) } .highlight :is(.s1, .s2, .sd) { color: var(--real) } .dataframe { font-size: .85rem }
+.highlight .c1 { color: var(--soft) } .highlight :is(.k, .kn, .ow) { color: var(--world) } .highlight :is(.s1, .s2, .sd) { color: var(--real) } .dataframe { font-size: .85rem; border: 0 }
+.dataframe :is(th, td) { border-width: 0 0 1px; text-align: right; white-space: nowrap } .dataframe tbody th { min-width: 0; position: static }
+:is(.output_html, .output_subarea) { overflow-x: auto }
 {% endblock %}
 {% block main %}<p class="soft small">Executed notebook <code>{{ name }}</code> ·
 <a href="{{ source }}">open the .ipynb</a>{% if environment %} · <a href="{{ environment }}">environment</a>{% endif %}</p>

@@ -6,10 +6,11 @@
 __all__ = ['DEPTH', 'ORDER', 'EXAMPLES', 'state', 'states', 'read_failure', 'stamp', 'run_file', 'study_of', 'paper_words',
            'write_if_new', 'study_latex', 'collect_study', 'collect_tables', 'cost_table', 'page_name',
            'notebook_address', 'row_addresses', 'runs_table', 'section_key', 'section', 'make_section',
-           'section_tables', 'status_words', 'how', 'notes_of', 'first_sentence', 'figure_of', 'file_links',
-           'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'claims_file', 'judge_claims',
-           'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page', 'paper_page', 'tables_table',
-           'batch_pages', 'others_table', 'write_report', 'notebook_pages', 'add_arguments', 'run', 'main']
+           'section_tables', 'place_words', 'status_words', 'how', 'notes_of', 'first_sentence', 'figure_of',
+           'file_links', 'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'claims_file',
+           'judge_claims', 'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page', 'paper_page',
+           'tables_table', 'batch_pages', 'others_table', 'readable_plans', 'write_report', 'notebook_pages',
+           'add_arguments', 'run', 'main']
 
 # %% ../../nbs/study/50_report.ipynb #fe0f2834
 import argparse
@@ -240,7 +241,7 @@ def make_section(plan: Plan, name: str, seen: dict, results: Path) -> tuple:
     "HTML, kinds, sentence and place of a study."
     entry, final = plan.studies[name], places('studies', name, results)['final']
     study, done = study_of(entry), seen['studies'][name] == 'done'
-    shown = {'name': entry['study'], 'place': entry['place'], 'title': entry['title'], 'kinds': [], 'status': status_words(entry, name, seen), 'caveat': '', 'notes': [], 'figure': None,
+    shown = {'name': entry['study'], 'place': place_words(entry), 'title': entry['title'], 'kinds': [], 'status': status_words(entry, name, seen), 'caveat': '', 'notes': [], 'figure': None,
              'tables': [], 'folded': [], 'how': [], 'links': [], 'kind': entry['kind']}
     said = ''
     if done:
@@ -251,7 +252,7 @@ def make_section(plan: Plan, name: str, seen: dict, results: Path) -> tuple:
         shown |= {'tables': main, 'folded': folded}
         said = sentence(study, table) if entry['kind'] == 'scores' else first_sentence(shown['notes'])
     if entry['rows']: shown['folded'] = [*shown['folded'], ('Runs and their executed notebooks', runs_table(plan, entry, seen, results), not done)]
-    return render('section', s=shown), shown['kinds'], said, entry['place']
+    return render('section', s=shown), shown['kinds'], said, shown['place']
 
 def section_tables(study: Study, entry: dict, table: pd.DataFrame, notebook: str, figure: dict | None) -> tuple[list, list]:
     "Tables that are shown at once, and (summary, table, open) of those that are folded away."
@@ -264,6 +265,10 @@ def section_tables(study: Study, entry: dict, table: pd.DataFrame, notebook: str
     return ([], [('In numbers', made, False)]) if figure else ([made], [])
 
 # %% ../../nbs/study/50_report.ipynb #b196484d
+def place_words(entry: dict) -> str:
+    "'Table 5' or 'Own study', at the head of a line."
+    return entry['place'][:1].upper() + entry['place'][1:]
+
 def status_words(entry: dict, name: str, seen: dict) -> str:
     "Why a table isn't there, or nothing."
     state_now = seen['studies'][name]
@@ -418,7 +423,7 @@ def paper_page(
     path = Path(results) / 'report' / plan.name / page_name(paper)
     own = claims[0][claims[0]['paper'] == paper] if claims[0] is not None else None
     def page():
-        contents = [{'name': e['study'], 'place': e['place'], 'title': e['title'], 'status': {'done': '', 'failed': 'failed'}.get(seen['studies'][n], 'not there yet')}
+        contents = [{'name': e['study'], 'place': place_words(e), 'title': e['title'], 'status': {'done': '', 'failed': 'failed'}.get(seen['studies'][n], 'not there yet')}
                     for n in names for e in [plan.studies[n]]]
         paper_shown = {'name': short, 'title': title.partition(':')[2].strip() or title, 'batch': f'{batch_words(plan)}: {plan.title}', 'progress': far, 'failures': failed,
                        'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, {plan.studies[n]['study'] for n in names})), 'contents': contents, 'sections': [made[n][1] for n in names]}
@@ -438,7 +443,7 @@ def tables_table(plan: Plan, seen: dict, results: Path, cards: dict) -> Table:
         card, base = cards[entry['paper']], f"tables/{plan.name}/{quote(entry['study'])}"
         files = [(text, f'{base}.{kind}', f"of {entry['title']}") for kind, text in (('csv', 'CSV'), ('tex', 'LaTeX'), ('md', 'Markdown'))]
         what = Cell(tag=kinds[0], sort=kinds[0]) if kinds else Cell({'failed': 'failed'}.get(seen['studies'][name], 'not there yet'), css='soft')
-        made.rows.append([Cell(entry['title'], href=f"{card['href']}#{entry['study']}", css='words'), Cell(card['name'], f'{k:04d}', css='one-line'), Cell(entry['place'], css='one-line'), what,
+        made.rows.append([Cell(entry['title'], href=f"{card['href']}#{entry['study']}", css='words'), Cell(card['name'], f'{k:04d}', css='one-line'), Cell(place_words(entry), css='one-line'), what,
                           Cell(said, css='words small'), Cell(links=tuple(files) if seen['studies'][name] == 'done' else (), css='files')])
     return made
 
@@ -451,7 +456,7 @@ def batch_pages(plan: Plan, results: Path, slots: int = 1, running: bool = False
     named = {*cards, *(claims[0]['paper'] if claims[0] is not None else ())}
     pages = {p: (cards[p]['name'], cards[p]['href']) if p in cards else (paper_words(p)[0], '') for p in named}
     folder, kept = Path(results) / 'report' / plan.name, {page_name(p) for p in cards}
-    for old in folder.glob('*.html') if folder.is_dir() else (): old.name in kept or old.unlink()
+    for old in folder.glob('*.html') if folder.is_dir() else (): old.name in kept or old.unlink(missing_ok=True)
     done = all(s == 'done' for kind in ('runs', 'studies') for s in seen[kind].values())
     far = progress(seen, plan.runs, plan.studies, 'Runs and tables of the batch', time_left(plan, seen, results, slots, running, done))
     return {'title': batch_words(plan)[0].upper() + batch_words(plan)[1:], 'about': plan.title, 'progress': far, 'failures': failed_things(seen, results), 'papers': list(cards.values()),
@@ -462,7 +467,10 @@ def others_table(plans: list[Plan], results: Path) -> Table:
     "Batches that were run before."
     made = Table('batches', 'Batches in this results folder besides the one above.', [Cell('batch'), Cell('runs', css='number'), Cell('tables', css='number'), Cell('papers', css='files')])
     for plan in plans:
-        shown, seen = batch_pages(plan, results), states(plan, results)
+        try: shown, seen = batch_pages(plan, results), states(plan, results)
+        except (KeyError, OSError, TypeError, ValueError) as e:   # of another version: no reason to stop the batch that is running
+            made.rows.append([Cell(plan.name), *(Cell('–', '', css='number') for _ in range(2)), Cell(f"can't be read: {e}")])
+            continue
         done = [(sum(s == 'done' for s in seen[k].values()), len(seen[k])) for k in ('runs', 'studies')]
         made.rows.append([Cell(shown['title']), *(Cell(f'{n} of {m}', str(n), css='number') for n, m in done),
                           Cell(links=tuple((c['name'], c['href'], f"in the {shown['title']}") for c in shown['papers']), css='files')])
@@ -470,6 +478,14 @@ def others_table(plans: list[Plan], results: Path) -> Table:
 
 # %% ../../nbs/study/50_report.ipynb #0e2d1921
 ORDER = ('full', 'quick', 'smoke')
+
+def readable_plans(results: Path) -> list[Plan]:
+    "The plans of a results folder; one that another version wrote in another form is left out."
+    found = []
+    for path in sorted((results / 'plans').glob('*.json')):
+        try: found.append(_plan(path, stamp(path)))
+        except (TypeError, ValueError): continue
+    return found
 
 def write_report(
     results: Path,             # results folder
@@ -479,7 +495,7 @@ def write_report(
 ) -> Path:
     "Write `index.html` and the papers' pages: the current batch, then the others; returns the path of the overview."
     results = Path(results)
-    plans = [_plan(p, stamp(p)) for p in sorted((results / 'plans').glob('*.json'))]
+    plans = readable_plans(results)
     plans.sort(key=lambda p: (ORDER.index(p.profile) if p.profile in ORDER else -1, p.name))
     current = current or (plans[0] if plans else None)
     others = [p for p in plans if current is None or p.name != current.name]
@@ -529,7 +545,7 @@ def run(
 ) -> int:  # exit code
     "Tables under their names, and the pages."
     results = results_root(args.results)
-    plans = [read_plan(args.plan)] if args.plan else [read_plan(p) for p in sorted((results / 'plans').glob('*.json'))]
+    plans = [read_plan(args.plan)] if args.plan else readable_plans(results)
     for plan in plans: collect_tables(plan, results)
     for plan in plans if args.claims else (): _judge(plan, results)
     if args.notebooks: print(f'{sum(notebook_pages(p, results) for p in plans)} notebooks became pages.')
