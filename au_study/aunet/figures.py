@@ -115,7 +115,7 @@ def adjacency_figure(
     total, names = {n: c.sum(0) for n, (c, _) in counts.items()}, next(iter(counts.values()))[1]
     matrices = {'labels': adjacency(total[row]), **{n: adjacency(t, 'predictions') for n, t in total.items()}}
     pairs = strong_pairs(matrices['labels'], names, limit) or strong_pairs(matrices['labels'], names, 0)[:3]
-    table = [(f'{names[i]} and {names[j]}', f'correlation in {"the labels" if n == "labels" else n}', float(m[i, j])) for i, j, _ in pairs for n, m in matrices.items()]
+    table = [(f'{names[i]} and {names[j]}', f'correlation in {"the labels" if n == "labels" else "predictions of " + n}', float(m[i, j])) for i, j, _ in pairs for n, m in matrices.items()]
     note = f'Pairs whose correlation in the labels is {limit:g} or more in size, on the test frames. Red joins AUs that go together, blue those that exclude each other.'
     return pd.DataFrame(table, columns=['row', 'item', 'measured']), _matrix_picture(matrices, names, limit, row), note
 
