@@ -6,11 +6,12 @@
 __all__ = ['PALETTE', 'COLOURS', 'TEXT_STYLE', 'TABLE_STYLE', 'PIECE_STYLE', 'STYLE', 'HEAD_SCRIPT', 'THEME_SCRIPT',
            'SORT_SCRIPT', 'RENEW_SCRIPT', 'SCRIPT', 'SIGNS', 'TABLE_TEMPLATE', 'SHELL_TEMPLATE', 'PIECE_TEMPLATE',
            'INDEX_TEMPLATE', 'SECTION_TEMPLATE', 'PAPER_TEMPLATE', 'NOTEBOOK_TEMPLATE', 'TEMPLATES', 'ENVIRONMENT',
-           'luminance', 'contrast', 'variables', 'Cell', 'Table', 'number', 'minus', 'span', 'interval_bar', 'render',
-           'render_table', 'html_table']
+           'luminance', 'contrast', 'variables', 'Cell', 'Table', 'number', 'minus', 'span', 'interval_bar', 'ticks',
+           'render', 'render_table', 'html_table']
 
 # %% ../../nbs/study/49_pages.ipynb #051ae70f
 import math
+import re
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -99,7 +100,7 @@ PIECE_STYLE = """.tag { display: inline-block; font-size: .8rem; padding: 0 8px;
 .bad { color: var(--bad) } .good { color: var(--good) }
 .bar { display: block; height: 10px; background: var(--band); border: 1px solid var(--soft); border-radius: 6px; overflow: hidden; max-width: 560px; margin: 10px 0 }
 .bar > span { display: block; height: 100%; background: var(--link) }
-.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 } .box.bad { color: inherit; border-color: var(--bad) }
+.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 } .box.bad { color: inherit; border-color: var(--bad) } .box :is(h3, p) { margin: 4px 0 }
 .legend { list-style: none; padding: 0 } .legend li { margin: 4px 0 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px; padding: 0; list-style: none }
 .cards > li { background: var(--band); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px } .cards h3 { margin: 0 0 2px } .cards p { margin: 6px 0 }
@@ -282,14 +283,14 @@ PIECE_TEMPLATE = """
 {%- import 'table' as t -%}
 {%- macro progress(p) %}<div class="bar" role="progressbar" aria-label="{{ p.label }}" aria-valuenow="{{ '%.0f' % p.share }}" aria-valuemin="0" aria-valuemax="100">
 <span style="width:{{ '%.1f' % p.share }}%"></span></div>
-<p>{{ p.words }}</p>
+<p>{{ p.words | ticks }}</p>
 {% endmacro -%}
 {%- macro legend() %}<ul class="legend small" aria-label="What a number is">
 {% for kind in signs %}<li>{{ t.tag(kind) }} {{ signs[kind][3] }}</li>
 {% endfor %}</ul>
 {% endmacro -%}
 {%- macro failures(list, level) %}{% for f in list %}<div class="box bad"><h{{ level }}>{{ f.name }} failed</h{{ level }}>
-<p><strong class="bad">{{ f.error }}</strong>{% if f.cell %} {{ f.cell }}{% endif %} <a href="{{ f.href }}">Its notebook<span class="hidden">, {{ f.name }}</span></a></p>
+<p><strong class="bad">{{ f.error }}</strong>{% if f.cell %} {{ f.cell | ticks }}{% endif %} <a href="{{ f.href }}">Its notebook<span class="hidden">, {{ f.name }}</span></a></p>
 <details><summary>Traceback<span class="hidden"> of {{ f.name }}</span></summary><pre tabindex="0">{{ f.traceback }}</pre></details></div>
 {% endfor %}{% endmacro -%}
 {%- macro links(list, what) %}<ul class="links small">{% for text, href in list %}<li><a href="{{ href }}">{{ text }}<span class="hidden"> of {{ what }}</span></a></li>{% endfor %}</ul>
@@ -321,7 +322,7 @@ INDEX_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 <p class="small">Intervals hold 95 % and draw subjects with replacement, not frames; a paired difference draws the same subjects for both rows.
 Every measured number leads to the executed notebooks that it comes from.</p></section>
 {% if batch.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2>
-<p>{{ batch.claims.words }}</p>{{ t.table(batch.claims.table) }}
+<p>{{ batch.claims.words | ticks }}</p>{{ t.table(batch.claims.table) }}
 {{ p.links(batch.claims.links, 'the ledger of claims') }}</section>{% endif %}
 <section aria-labelledby="tables"><h2 id="tables">Tables and figures</h2>
 {{ t.table(batch.tables) }}</section>
@@ -338,7 +339,7 @@ SECTION_TEMPLATE = """{% import 'table' as t %}{% import 'pieces' as p -%}
 <section aria-labelledby="{{ s.name }}"><h2 id="{{ s.name }}">{{ s.place }}: {{ s.title }}</h2>
 <p>{% for kind in s.kinds %}{{ t.tag(kind) }} {% endfor %}<span class="soft">{{ s.status }}</span></p>
 {% if s.caveat %}<p>{{ s.caveat }}</p>{% endif %}
-{% for note in s.notes %}<p>{{ note }}</p>{% endfor %}
+{% for note in s.notes %}<p>{{ note | ticks }}</p>{% endfor %}
 {% if s.figure %}<figure><img src="{{ s.figure.src }}" alt="{{ s.figure.alt }}" loading="lazy"{% if s.figure.size %} width="{{ s.figure.size[0] }}" height="{{ s.figure.size[1] }}"{% endif %}>
 <figcaption>{{ s.figure.caption }}</figcaption></figure>{% endif %}
 {% for table in s.tables %}{{ t.table(table) }}{% endfor %}
@@ -363,7 +364,7 @@ PAPER_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 {% if paper.claims %}<li><a href="#claims">Claims of the paper</a></li>{% endif %}</ul></nav>
 {% for section in paper.sections %}{{ section }}{% endfor %}
 {% if paper.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims of the paper</h2>
-<p>{{ paper.claims.words }}</p>{{ t.table(paper.claims.table) }}</section>{% endif %}
+<p>{{ paper.claims.words | ticks }}</p>{{ t.table(paper.claims.table) }}</section>{% endif %}
 {% endblock %}
 """
 
@@ -385,10 +386,17 @@ NOTEBOOK_TEMPLATE = """{% extends 'shell' %}
 TEMPLATES = {'table': TABLE_TEMPLATE, 'shell': SHELL_TEMPLATE, 'pieces': PIECE_TEMPLATE, 'index': INDEX_TEMPLATE, 'section': SECTION_TEMPLATE, 'paper': PAPER_TEMPLATE,
              'notebook': NOTEBOOK_TEMPLATE}
 
+def ticks(
+    text: str,  # with `code` between backticks
+) -> Markup:
+    "Text with what stands between backticks as code."
+    return Markup(re.sub('`([^`]+)`', r'<code>\1</code>', str(escape(text))))
+
 def _environment():
     "Templates with what every page has: style, scripts, signs, version."
     from au_study import __version__
     made = Environment(loader=DictLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    made.filters['ticks'] = ticks
     made.globals |= {'style': Markup(STYLE), 'head_script': Markup(HEAD_SCRIPT), 'script': Markup(SCRIPT), 'signs': SIGNS, 'version': __version__}
     return made
 

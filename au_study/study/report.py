@@ -341,7 +341,7 @@ def failed_things(seen: dict, results: Path, up: str = '', among=None) -> list[d
     for kind, notebook in (('data', 'data'), ('runs', 'run'), ('studies', 'study')):
         for name in (n for n, s in seen[kind].items() if s == 'failed' and (among is None or n in among)):
             error = read_failure(kind, name, results)
-            cell = f"In cell {error['cell']}: {' / '.join(error.get('source', []))}." if error.get('cell') is not None else ''
+            cell = f"In cell {error['cell']}: `{' / '.join(error.get('source', []))}`." if error.get('cell') is not None else ''
             found.append({'name': name, 'error': error['error'], 'cell': cell, 'href': f'{up}failed/{kind}/{quote(name)}/{notebook}.ipynb', 'traceback': '\n'.join(error['traceback'])})
     return found
 
