@@ -100,7 +100,8 @@ PIECE_STYLE = """.tag { display: inline-block; font-size: .8rem; padding: 0 8px;
 .bad { color: var(--bad) } .good { color: var(--good) }
 .bar { display: block; height: 10px; background: var(--band); border: 1px solid var(--soft); border-radius: 6px; overflow: hidden; max-width: 560px; margin: 10px 0 }
 .bar > span { display: block; height: 100%; background: var(--link) }
-.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 } .box.bad { color: inherit; border-color: var(--bad) } .box :is(h3, p) { margin: 4px 0 }
+.box { background: var(--band); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 12px 0 } .box.bad { color: inherit; border-color: var(--bad) }
+.box :is(h3, p) { margin: 4px 0 }
 .legend { list-style: none; padding: 0 } .legend li { margin: 4px 0 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px; padding: 0; list-style: none }
 .cards > li { background: var(--band); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px } .cards h3 { margin: 0 0 2px } .cards p { margin: 6px 0 }
