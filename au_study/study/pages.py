@@ -79,7 +79,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margi
 # %% ../../nbs/study/49_pages.ipynb #5c113415
 TABLE_STYLE = """.scroll { overflow-x: auto; position: relative; margin: 10px 0 18px; max-width: 100% }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; min-width: min(100%, 420px) }
-caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 0 0 6px; max-width: 78ch }
+caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 0 0 6px; max-width: min(78ch, calc(100vw - 40px)); position: sticky; left: 0 }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; max-width: 150px; line-height: 1.3; border-bottom-width: 2px }
 tbody th, tfoot th { font-weight: 600 } td.number, th.number { text-align: right }
