@@ -7,6 +7,7 @@ __all__ = ['WORLDS', 'correlation_sweep', 'trial_network', 'shared_work', 'in_tu
 
 # %% ../../nbs/re_net/85_analyses.ipynb #c6e2473a
 import contextlib
+import ctypes
 import re
 import time
 from pathlib import Path
@@ -167,6 +168,7 @@ def peak_memory(
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)     # freed memory that the process still holds would hide what the call takes
     with contextlib.suppress(OSError, TypeError):
         Path('/proc/self/clear_refs').write_text('5')       # the highest mark starts again from here
         before = _kilobytes('VmRSS')

@@ -45,8 +45,9 @@ def heat_map(
     picture = ax.imshow(graph, vmin=-1, vmax=1, cmap='RdBu_r')
     for axis, names in ((ax.xaxis, graph.columns), (ax.yaxis, graph.index)): axis.set_ticks(range(len(names)), [n[2:] for n in names], fontsize=7)
     if numbers:
-        for (i, j), v in np.ndenumerate(graph.to_numpy()): ax.text(j, i, f'{v:.1f}', ha='center', va='center', fontsize=5)
-    ax.figure.colorbar(picture, ax=ax, shrink=.8)
+        for (i, j), v in np.ndenumerate(graph.to_numpy()): ax.text(j, i, f'{round(v, 1) + 0.:.1f}', ha='center', va='center', fontsize=5, color='w' if abs(v) > .7 else 'k')
+    ax.set(xlabel='AU', ylabel='AU')
+    ax.figure.colorbar(picture, ax=ax, shrink=.8).set_label('Pearson r', fontsize=8)
     return ax
 
 # %% ../../nbs/re_net/10_relations.ipynb #ff6b94c4
