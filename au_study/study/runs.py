@@ -216,7 +216,7 @@ def code_hash() -> str:
     return hashlib.sha256(b'\0'.join(p.relative_to(root).as_posix().encode() + b'\0' + p.read_bytes() for p in parts)).hexdigest()[:10]
 
 # %% ../../nbs/study/30_runs.ipynb #3b5e5496
-PACKAGES = ('au_study', 'torch', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'opencv-python', 'kornia', 'lightning-fabric')
+PACKAGES = ('au_study', 'torch', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'opencv-python', 'opencv-python-headless', 'kornia', 'lightning-fabric')
 
 def environment() -> dict:
     "Where a run was made: versions, machine, device, code."
@@ -226,7 +226,7 @@ def environment() -> dict:
         except PackageNotFoundError: return None
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {'python': platform.python_version(), 'system': f'{platform.system()} {platform.release()}', 'machine': platform.machine(), 'cpus': os.cpu_count(),
-            'device': device, 'threads': torch.get_num_threads(), 'packages': {p: found(p) for p in PACKAGES}, 'code': code_hash()}
+            'device': device, 'threads': torch.get_num_threads(), 'packages': {p: found(p) for p in PACKAGES if found(p)}, 'code': code_hash()}
 
 # %% ../../nbs/study/30_runs.ipynb #90cfb948
 class Stopwatch:
