@@ -84,7 +84,8 @@ class RENetwork(nn.Module):
         if head not in ('shared', 'own'): raise ValueError(f"head must be 'shared' or 'own', but is {head!r}.")
         self.relation, self.outputs, self.pixels = relation, outputs, _Pixels()
         self.backbone, parts = backbone, [backbone] if not adaptive_from else backbone.stages[adaptive_from - 1:]
-        if adaptive_from and parts[0][0].downsample is None: raise ValueError(f'Stage {adaptive_from} passes its input on as it is, which AUs share. Use adaptive_from={adaptive_from + 1 if adaptive_from < 4 else 0}, or another width or stride.')
+        if adaptive_from and parts[0][0].downsample is None:
+            raise ValueError(f'Stage {adaptive_from} passes its input on as it is, which AUs share. Use adaptive_from={adaptive_from + 1 if adaptive_from < 4 else 0}, or another width or stride.')
         for part in parts:
             adapt(part, relation, statistics, affine, momentum)
             part.__dict__['relation'] = part._modules.pop('relation')        # registered once, here
