@@ -17,8 +17,9 @@ import pandas as pd
 from ..files import write_text
 from .data import check_fingerprint, full_labels, open_data, read_record, under_protocol
 from .manifests import ManifestError, Profile, Study, load_profile
+from .own_code import named
 from .protocol import protocol_of
-from .runs import RunStore
+from .runs import RunStore, estimator_class
 from .tables import RowScores, caveat, markdown, paper_name, published_rows, row_scores
 
 # %% ../../nbs/study/44_analysis.ipynb #bcf6293f
@@ -79,6 +80,7 @@ class Context:
         from au_study.training import AUEstimator
         run = self.ids(row)[k]
         said = self.store.read(run, 'run')
+        estimator_class(said['estimator'])     # a class of one's own must be imported before a model of it is read
         model = AUEstimator.load(self.store.path(said['parent'] or run) / 'weights')
         return model.set_params(**{name: said['params'][name] for name in model.predict_only if name in said['params']})
 
@@ -95,8 +97,7 @@ def analysis_named(
     name: str,  # as in a study's `analysis`, or 'module:function'
 ):  # function of (Context, **options) -> table, or (table, figure), or (table, figure, note)
     "The registered analysis; raises `ManifestError` for an unknown one."
-    import importlib
-    if ':' in name: module, _, function = name.partition(':'); return getattr(importlib.import_module(module), function)
+    if ':' in name: return named(name)
     found = {e.name: e for e in entry_points(group='au_study.analyses')}
     if name not in found: raise ManifestError(f"no analysis {name!r}; there are {', '.join(sorted(found)) or 'none: install the package'}")
     return found[name].load()

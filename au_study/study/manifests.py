@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TURNS', 'ManifestError', 'project_root', 'results_root', 'read_yaml', 'check_keys', 'Profile',
-           'load_profile', 'StudyRow', 'Study', 'load_study', 'study_names', 'named_studies', 'default_studies']
+           'load_profile', 'StudyRow', 'Study', 'study_path', 'load_study', 'study_names', 'named_studies',
+           'default_studies']
 
 # %% ../../nbs/study/20_manifests.ipynb #47dc9387
 import difflib
@@ -16,6 +17,7 @@ from pathlib import Path
 import yaml
 
 import au_study
+from .own_code import add_folder
 
 # %% ../../nbs/study/20_manifests.ipynb #22a9e465
 class ManifestError(ValueError):
@@ -150,6 +152,7 @@ class Study:
     options: dict = field(default_factory=dict)     # arguments of the statistic or analysis
     default: bool = False                           # part of the batch when no study is named
     note: str = ''                                  # what the table is not; printed with it
+    sizes: dict = field(default_factory=dict)       # profile -> {estimator: parameters}, for estimators that the profile doesn't know
 
     @property
     def place(self) -> str:
@@ -177,25 +180,45 @@ def _check_training(row, where):
     if ('dataset' in row.train_on) == ('datasets' in row.train_on): raise ManifestError(f"{where}: train_on needs `dataset`, or `datasets` for a mixture")
 
 # %% ../../nbs/study/20_manifests.ipynb #77f36f0d
+def study_path(
+    study: str | Path,  # name in data_manifests/studies, or a path to a YAML file
+) -> Path:
+    "Where a study is written; raises `ManifestError` for an unknown name."
+    if Path(study).suffix == '.yaml': return Path(study)
+    if study in study_names(): return project_root() / f'data_manifests/studies/{study}.yaml'
+    near = difflib.get_close_matches(str(study), study_names(), 3) + [f'{study}.yaml'] * Path(f'{study}.yaml').is_file()
+    raise ManifestError(f"no study {str(study)!r}" + (f"; did you mean {', '.join(near)}?" if near else '')
+                        + f" There are: {', '.join(study_names())}; a file of your own is named with its .yaml")
+
+# %% ../../nbs/study/20_manifests.ipynb #b12bb606
+def _content(path):
+    "What a study says; with `like`, on top of what another one says."
+    content = read_yaml(path)
+    check_keys(content, ['like', *(f.name for f in fields(Study) if f.name != 'name')], path.name)
+    if 'like' not in content: return content
+    base = read_yaml(study_path(content.pop('like')))
+    if 'like' in base: raise ManifestError(f"{path.name}: the study that it is `like` is itself like another; name that one")
+    rows, known = content.pop('rows', None) or {}, base.pop('rows', None) or {}
+    lacking = [n for n, own in rows.items() if own is None and n not in known]
+    if lacking: raise ManifestError(f"{path.name}: row {lacking[0]!r} says nothing, and the study that this one is like has no such row; it has {', '.join(known)}")
+    own = ', '.join(str(n) for n, c in rows.items() if c is not None)
+    title = base['title'] + (f', with {own}' if own else '')
+    return {**base, 'default': False, 'title': title, **content, 'rows': {n: known[n] if c is None else c for n, c in rows.items()} or known}
+
+# %% ../../nbs/study/20_manifests.ipynb #6283487a
 def load_study(
     study: str | Path,  # name in data_manifests/studies, or a path to a YAML file
 ) -> Study:
-    "Read a study; raises `ManifestError` where it doesn't hold together."
-    path = Path(study)
-    if path.suffix != '.yaml':
-        if study not in study_names():
-            near = difflib.get_close_matches(str(study), study_names(), 3)
-            raise ManifestError(f"no study {str(study)!r}" + (f"; did you mean {', '.join(near)}?" if near else '')
-                                + f" There are: {', '.join(study_names())}")
-        path = project_root() / f'data_manifests/studies/{study}.yaml'
-    content = read_yaml(path)
-    check_keys(content, [f.name for f in fields(Study) if f.name != 'name'], path.name)
+    "Read a study; raises `ManifestError` where it doesn't hold together. Modules beside a file of one's own can be named in it."
+    path = study_path(study)
+    content = _content(path)
+    if path.resolve().parent != project_root() / 'data_manifests/studies': add_folder(path.parent)
     missing = [k for k in ('paper', 'title', 'dataset') if k not in content]
     if missing: raise ManifestError(f"{path.name}: {', '.join(missing)} missing")
     rows = tuple(_row(n, c, path.name) for n, c in (content.pop('rows', None) or {}).items())
     return _checked(Study(name=path.stem, rows=rows, **content))
 
-# %% ../../nbs/study/20_manifests.ipynb #b12bb606
+# %% ../../nbs/study/20_manifests.ipynb #7733e759
 def _check_metric(name, where):
     from au_study.scoring.metrics import METRICS
     if name not in METRICS: raise ManifestError(f"{where}: metric {name!r}; expected one of {', '.join(METRICS)}")
@@ -211,6 +234,7 @@ def _checked(study):
     check_keys(study.data, TURNS, f'{where}, data')
     if study.metric != 'f1': _check_metric(study.metric, where)
     if study.table is not None and study.figure is not None: raise ManifestError(f"{where}: give `table` or `figure`, not both")
+    for profile, sizes in study.sizes.items(): check_keys(sizes, {r.estimator for r in study.rows if r.estimator}, f'{where}, sizes of {profile}')
     measured = [r.name for r in study.rows if r.estimator]
     if study.reference and study.reference not in measured:
         raise ManifestError(f"{where}: reference {study.reference!r} is no measured row; there are {', '.join(measured)}")

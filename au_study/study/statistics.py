@@ -14,6 +14,7 @@ import pandas as pd
 from ..faces.statistics import segments
 from ..scoring.significance import ratio_interval
 from .manifests import ManifestError, Study
+from .own_code import named
 from .protocol import protocol_of
 from .tables import COLUMNS, published_rows
 
@@ -44,9 +45,10 @@ def _stride(frames):
 FROM_LABELS = ('segments',)   # need no faces
 
 def statistic_named(
-    name: str,  # as in a study's `statistic`
+    name: str,  # as in a study's `statistic`, or 'module:function'
 ):  # a function of (faces, n_boot=..., **options)
     "The statistic that is registered under a name (entry points `au_study.statistics`); raises `ManifestError` for an unknown one."
+    if ':' in name: return named(name)
     found = {e.name: e for e in entry_points(group='au_study.statistics')}
     if name not in found: raise ManifestError(f"no statistic {name!r}; there are {', '.join(sorted(found)) or 'none: install the package'}")
     return found[name].load()
