@@ -11,11 +11,11 @@ from au_study.faces.augment import Augment
 from au_study.faces.faceset import FaceSet
 from au_study.facs import FLIP_PERMUTATION, schematic_face
 from au_study.static_dynamic import estimator as estimator_module
-from au_study.static_dynamic.estimator import StaticDynamic, difference_scale, paper_trainer
+from au_study.static_dynamic.estimator import StaticDynamic, difference_scale, log_odds, paper_trainer
 from au_study.static_dynamic.features import DynamicNet, StaticNet
 from au_study.static_dynamic.parsing import FaceParser
 from au_study.static_dynamic.preprocessing import AroundLandmarks, check_spacing, edge_image, grey_image, hull_mask, landmark_difference, outline_points, two_channels
-from au_study.static_dynamic.query import AUQuery, Chained, QuestionNorm, StaticDynamicNet, query_loss, query_order
+from au_study.static_dynamic.query import AUQuery, Chained, Classifier, QuestionNorm, StaticDynamicNet, query_loss, query_order
 from au_study.static_dynamic.smoothing import smooth
 from au_study.study.manifests import load_profile, load_study
 from au_study.study.published import published
@@ -52,7 +52,7 @@ def linear(layer, x): return layer.weight.detach().double().numpy() @ x + layer.
 
 
 def norm(layer, x, question=...):
-    mean, var, w, b = (t.detach().double().numpy() for t in (layer.running_mean[question], layer.running_var[question], layer.weight, layer.bias))
+    mean, var, w, b = (t.detach().double().numpy() for t in (layer.running_mean[question], layer.running_var[question], layer.weight[question], layer.bias[question]))
     return (x - mean) / np.sqrt(var + 1e-5) * w + b
 
 
@@ -212,6 +212,7 @@ def test_chained_fusion_against_loops():
 def test_whole_network_against_numpy():
     torch.manual_seed(0)
     net = unsettle(StaticDynamicNet(query_order((1, 2, 4), 'shuffled', 1), points=4, features=5, embedding=3, width=.25))
+    net.odds.normal_()
     x, d = torch.rand(2, 2, 48, 48), torch.randn(2, 8)
     with torch.no_grad(): got, s, f = net(x, d).softmax(-1).numpy(), net.static(x).double().numpy(), net.dynamic(d).double().numpy()
     bn0, fc0, bn1, _, fc1, bn2, _, fc2 = net.classifier.layers
@@ -220,22 +221,64 @@ def test_whole_network_against_numpy():
         states = gru_states(net.query.table.detach().numpy()[order], np.concatenate([f[b], s[b]]), net.query.gru)
         for asked, column in enumerate(order):
             h = sigmoid(norm(bn1, linear(fc0, norm(bn0, states[asked], column)), column))
-            q = linear(fc2, sigmoid(norm(bn2, linear(fc1, h), column)))
+            q = linear(fc2, sigmoid(norm(bn2, linear(fc1, h), column))) + [0, net.odds[column].item()]
             np.testing.assert_allclose(got[b, column], np.exp(q) / np.exp(q).sum(), atol=1e-5)
 
 
-def test_each_question_is_normalised_by_itself_in_training():
+@pytest.mark.parametrize('scales', [1, 3])
+def test_each_question_is_normalised_by_itself_in_training(scales):
     torch.manual_seed(0)
-    x, layer = torch.randn(9, 3, 4) + torch.tensor([0., 5, -7])[:, None], QuestionNorm(4, 3)
+    x, layer = torch.randn(9, 3, 4) + torch.tensor([0., 5, -7])[:, None], QuestionNorm(4, 3, scales)
     twins = [torch.nn.BatchNorm1d(4) for _ in range(3)]
+    for i, t in enumerate(twins):
+        for name in ('weight', 'bias'):
+            own = getattr(layer, name)
+            own.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+            setattr(t, name, torch.nn.Parameter(own.data[i % scales].clone()))
     expected = torch.stack([t(x[:, i]) for i, t in enumerate(twins)], 1)
     torch.testing.assert_close(layer(x), expected); torch.testing.assert_close(layer.running_var, torch.stack([t.running_var for t in twins]))
     layer.eval(); [t.eval() for t in twins]
     torch.testing.assert_close(layer(x), torch.stack([t(x[:, i]) for i, t in enumerate(twins)], 1))
 
 
+@pytest.mark.parametrize('query', ['gru', 'parallel'])
+def test_fresh_answers_are_the_base_rates(query):
+    """Whatever the network does, its start is moved by the log odds of the training set; one AU in a hundred isn't met with even odds."""
+    faces = moving(subjects=6, frames=30)
+    table = faces.frames.assign(AU4=np.arange(len(faces)) % 100 == 0, AU12=np.nan).astype({'AU4': float})
+    table.loc[:3, 'AU12'] = [1., 0, 1, 1]
+    faces = FaceSet(table, faces.crops, faces.landmarks, faces.card)
+    on, n = np.nansum(faces.labels(), 0), np.isfinite(faces.labels()).sum(0)
+    np.testing.assert_allclose(log_odds(faces), np.log((on + .5) / (n - on + .5)), atol=1e-6)
+    model, fair = StaticDynamic(**small(query=query)), StaticDynamic(**small(query=query, base_rates=False))
+    torch.manual_seed(0); net = model.build(faces).eval()
+    torch.manual_seed(0); even = fair.build(faces).eval()
+    x = torch.rand(2, 2, 48, 48), torch.randn(2, 102)
+    with torch.no_grad(): moved = net(*x) - even(*x)
+    torch.testing.assert_close(moved, torch.stack([torch.zeros(2), log_odds(faces)], -1).expand_as(moved), atol=1e-5, rtol=0)
+    uncoded = FaceSet(table.assign(AU12=np.nan), faces.crops, faces.landmarks, faces.card)
+    assert log_odds(uncoded)[1] == 0
+
+
+def test_base_rates_can_be_learned():
+    """Answers that tell nothing: a classifier that normalises each question must still find each rate, which one scale and bias can't."""
+    rates, loss = torch.tensor([.05, .2, .5, .8]), {}
+    g = torch.Generator().manual_seed(0)
+    labels = (torch.rand(512, 4, generator=g) < rates).float()
+    answers = torch.randn(512, 4, 12, generator=g)
+    best = torch.nn.functional.binary_cross_entropy(labels.mean(0).expand_as(labels), labels).item()
+    for statistics in ('own', 'released'):
+        torch.manual_seed(0)
+        net = Classifier(12, 4, statistics)
+        optimiser = torch.optim.Adam(net.parameters(), lr=.02)
+        for _ in range(60):
+            found = query_loss(net(answers), labels); found.backward(); optimiser.step(); optimiser.zero_grad()
+        loss[statistics] = found.item() - best
+    assert loss['own'] < .02 < .1 < loss['released']
+
+
 def test_released_sizes():
-    net = StaticDynamicNet(list(range(8)), fusion='chained', embedding=96)
+    net = StaticDynamicNet(list(range(8)), fusion='chained', embedding=96, statistics='released')
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert (count(net.static), count(net.dynamic), count(net)) == (191_952, 78_790, 443_790)
     assert StaticDynamicNet(list(range(8))).query.table.shape == (8, 64)      # the paper's
@@ -259,7 +302,7 @@ def small(**changes):
 @pytest.mark.parametrize('change', [
     dict(mask='none'), dict(mask='parsing'), dict(forehead=0.), dict(outline=False), dict(points='all'), dict(step=2), dict(standardise=False),
     dict(inputs='static'), dict(inputs='dynamic'),
-    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'),
+    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(statistics='released'), dict(base_rates=False), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'),
     dict(embedding=7), dict(order='reversed'),
     dict(order='shuffled', order_seed=0), dict(loss_on='probabilities')], ids=str)
 def test_every_parameter_changes_something(change, tmp_path, monkeypatch):

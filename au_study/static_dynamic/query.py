@@ -91,21 +91,23 @@ class AUQuery(nn.Module):
 
 # %% ../../nbs/static_dynamic/30_query.ipynb #4099f979
 class QuestionNorm(nn.Module):
-    "Batch normalisation with statistics of their own for each question, and one scale and bias for all."
+    "Batch normalisation with statistics of their own for each question."
     def __init__(
         self,
         channels: int,   # C
         questions: int,  # K; 1 for statistics over all questions
+        scales: int,     # pairs of scale and bias: K, or 1 for all questions
     ):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = nn.Parameter(torch.ones(scales, channels)), nn.Parameter(torch.zeros(scales, channels))
         self.register_buffer('running_mean', torch.zeros(questions, channels))
         self.register_buffer('running_var', torch.ones(questions, channels))
 
     def forward(self, x: Tensor) -> Tensor:  # [B, K, C] -> [B, K, C]
         own = len(self.running_mean)
         flat = x.reshape(-1, own * x.shape[-1])                                            # [B, K C], or [B K, C]
-        return F.batch_norm(flat, self.running_mean.view(-1), self.running_var.view(-1), self.weight.repeat(own), self.bias.repeat(own), self.training).view_as(x)
+        weight, bias = (v.expand(own, -1).reshape(-1) for v in (self.weight, self.bias))
+        return F.batch_norm(flat, self.running_mean.view(-1), self.running_var.view(-1), weight, bias, self.training).view_as(x)
 
 # %% ../../nbs/static_dynamic/30_query.ipynb #70c05b0b
 class Classifier(nn.Module):
@@ -114,13 +116,14 @@ class Classifier(nn.Module):
         self,
         hidden: int,                # H
         questions: int,             # K
-        statistics: str = 'own',    # of the normalisations: each question its 'own', or 'shared'
+        statistics: str = 'own',    # of the normalisations: each question its 'own', 'released' (with one scale and bias), or 'shared'
         sizes: tuple = (24, 6),     # of the hidden layers
     ):
         super().__init__()
-        if statistics not in ('own', 'shared'): raise ValueError(f"statistics must be 'own' or 'shared', but is {statistics!r}.")
-        (a, b), k = sizes, questions if statistics == 'own' else 1
-        self.layers = nn.Sequential(QuestionNorm(hidden, k), nn.Linear(hidden, a), QuestionNorm(a, k), nn.Sigmoid(), nn.Linear(a, b), QuestionNorm(b, k), nn.Sigmoid(), nn.Linear(b, 2))
+        sets = {'own': (questions, questions), 'released': (questions, 1), 'shared': (1, 1)}.get(statistics)
+        if sets is None: raise ValueError(f"statistics must be 'own', 'released' or 'shared', but is {statistics!r}.")
+        norm, (a, b) = lambda n: QuestionNorm(n, *sets), sizes
+        self.layers = nn.Sequential(norm(hidden), nn.Linear(hidden, a), norm(a), nn.Sigmoid(), nn.Linear(a, b), norm(b), nn.Sigmoid(), nn.Linear(b, 2))
 
     def forward(self, answers: Tensor) -> Tensor: return self.layers(answers)              # [B, K, H] -> logits [B, K, 2]
 
@@ -138,7 +141,7 @@ class ParallelHeads(nn.Module):
     def forward(self, fused: Tensor) -> Tensor:  # [B, H] -> logits [B, K, 2]
         return torch.cat([head(fused[:, None]) for head in self.heads], 1)
 
-# %% ../../nbs/static_dynamic/30_query.ipynb #052e172d
+# %% ../../nbs/static_dynamic/30_query.ipynb #72a07e74
 _FUSIONS = {'union': Union, 'projected': Projected, 'chained': Chained}
 
 
@@ -161,10 +164,11 @@ class StaticDynamicNet(nn.Module):
         query: str = 'gru',       # 'gru', or 'parallel' heads
         read: str = 'gru',        # how the static map is read: 'gru' or 'mean'
         memory: int = 0,          # places that its fresh GRU remembers; 0: PyTorch's start
-        statistics: str = 'own',  # of the classifier's normalisations: each question its 'own', or 'shared'
+        statistics: str = 'own',  # of the classifier's normalisations: each question its 'own', 'released' or 'shared'
     ):
         super().__init__()
         _check(inputs, fusion, query)
+        self.register_buffer('odds', torch.zeros(len(order)))                               # log odds where the answers start
         self.static = StaticNet(features, width, read, memory) if inputs != 'dynamic' else None
         self.dynamic = DynamicNet(2 * points, features) if inputs != 'static' else None
         self.fusion = _FUSIONS[fusion](features) if inputs == 'both' else None
@@ -178,7 +182,7 @@ class StaticDynamicNet(nn.Module):
 
     def forward(self, channels: Tensor, difference: Tensor) -> Tensor:  # [B, 2, S, S], [B, 2P] -> logits [B, K, 2]
         fused = self.fused(channels, difference)
-        return self.classifier(fused if self.query is None else self.query(fused))
+        return F.pad(self.odds[:, None], (1, 0)) + self.classifier(fused if self.query is None else self.query(fused))
 
 # %% ../../nbs/static_dynamic/30_query.ipynb #fd5c72e0
 def query_loss(
