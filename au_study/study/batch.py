@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from ..files import Busy, claim, remove_whole
 from .analysis import analysis_text
+from .costs import cost_table, estimate, in_words, remaining_seconds
 from .data import cache_root, record_holds
 from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
 from .manifests import ManifestError, load_study, project_root, results_root
-from .plan import Plan, in_words, make_plan, make_ready, remaining_seconds, write_plan
+from .plan import Plan, make_plan, make_ready, write_plan
 from .report import collect_tables, read_failure, states, write_report
 from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
@@ -40,14 +41,13 @@ def announce(
     "What a call will do, in one or two sentences."
     done = sum(store.done(r) for r in plan.runs)
     trained = sum(e['parent'] is None for e in plan.runs.values())
-    shared = sum(len(e['rows']) > 1 for e in plan.runs.values())
     tables = sum(places('studies', s, store.root)['final'].is_dir() for s in plan.studies)
-    text = f"{len(plan.studies)} studies need {len(plan.runs)} runs ({trained} trainings, {len(plan.runs) - trained} that reuse another run's weights; {shared} serve more than one row)."
+    served = [len({row.split('/')[0] for row in e['rows']}) for e in plan.runs.values()]
+    text = f"{len(plan.studies)} studies need {len(plan.runs)} runs ({trained} trainings, {len(plan.runs) - trained} that reuse another run's weights)."
+    if any(n > 1 for n in served): text += f" {sum(n > 1 for n in served)} of them serve several tables; without that, {sum(max(n, 1) for n in served)} runs would be needed."
     text += f" Done: {done} runs, {tables} tables; to be made: {len(plan.runs) - done} runs, {len(plan.studies) - tables} tables."
-    if done == len(plan.runs): return text
-    left = remaining_seconds(plan, store, slots)
-    guess = in_words(left) if left is not None or not plan.minutes else f'about {plan.minutes:g} min for the default studies on two cores, as measured for this profile'
-    return f'{text} Time: {guess}, {slots} at a time.'
+    if done == len(plan.runs) and tables == len(plan.studies): return text
+    return f'{text} Time, {slots} at a time: {estimate(plan, store, slots)}.'
 
 # %% ../../nbs/study/55_batch.ipynb #93d36ca3
 def sync_marks(
@@ -140,6 +140,10 @@ def _gpus():
     "How many GPUs torch sees."
     import torch
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+def _slots(plan, cores):
+    "How many runs are made at a time on this machine."
+    return _gpus() * plan.runs_per_gpu or max(1, cores // plan.threads)
 
 def _unlock(command, results, log):
     "Release the lock that a killed Snakemake left; ours proves that nobody else is working here."
@@ -239,7 +243,7 @@ def run_batch(
     "Make what is missing of a plan; 0 when all is there, 1 when something failed."
     results = Path(results)
     store, gpus = RunStore(results), _gpus()
-    slots = gpus * plan.runs_per_gpu if gpus else max(1, cores // plan.threads)
+    slots = _slots(plan, cores)
     check_notebooks(plan)
     path = write_plan(plan, results)
     environment = {**os.environ, 'AU_STUDY_DRIVER': driver_tag(), 'AU_STUDY_CACHE': str(cache_root()), 'AU_STUDY_ROOT': str(project_root()),
@@ -300,7 +304,7 @@ def reproduce(
     store = RunStore(root)
     make_ready(studies, profile, source, cores, dry_run)
     plan = make_plan(studies, profile, source, root)
-    slots = max(1, cores // plan.threads)
+    slots = _slots(plan, cores)
     print(f"{plan.profile} profile, {'the face world' if source == 'world' else 'data: ' + source}: {announce(plan, store, slots)}")
     if dry_run: return _list(plan, store)
     try:
@@ -309,7 +313,8 @@ def reproduce(
 
 # %% ../../nbs/study/55_batch.ipynb #9b77641e
 def _list(plan, store):
-    "The runs of a plan and their states."
+    "What each table costs, then the runs of a plan and their states."
+    print('', cost_table(plan, store).to_string(na_rep='?'), 'minutes: of one run after the other, with the runs that other tables share', '', sep='\n')
     for run, entry in plan.runs.items(): print(f"  {store.state(run):8} {run}  {', '.join(entry['rows'])}")
     for name in plan.studies: print(f"  {'done' if places('studies', name, store.root)['final'].is_dir() else 'missing':8} {name}")
     return 0

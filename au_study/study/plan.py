@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_TABLE', 'Plan', 'sizes_for', 'row_runs', 'harness_hash', 'turned', 'without_knobs', 'make_ready', 'make_plan',
-           'write_plan', 'read_plan', 'read_timings', 'expected_seconds', 'remaining_seconds', 'in_words']
+           'write_plan', 'read_plan']
 
 # %% ../../nbs/study/45_plan.ipynb #683d9acc
 import hashlib
 import json
 import re
-import statistics
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import yaml
@@ -20,8 +20,9 @@ import au_study
 from .data import data_folds, data_id, data_spec, data_version, digest, mixture_spec, named_sets, of_world, prepare_known, UNPREPARED
 from .launch import places
 from .manifests import ManifestError, Profile, Study, load_profile, load_study, project_root
+from .own_code import named, own_code
 from .protocol import protocol_of
-from .runs import Run, RunStore, base_of, code_hash, make_run, parent_of
+from .runs import Run, RunStore, base_of, check_contract, code_hash, estimator_class, make_run, parent_of
 from ..files import write_text
 
 # %% ../../nbs/study/45_plan.ipynb #aeb5c243
@@ -34,7 +35,6 @@ class Plan:
     title: str = ''                              # what the profile is for
     threads: int = 1                             # CPU threads of a run
     runs_per_gpu: int = 1                        # runs that share a GPU
-    minutes: float | None = None                 # measured duration of the default batch
     data: dict = field(default_factory=dict)     # data id -> {'spec'}
     runs: dict = field(default_factory=dict)     # run id -> {'label', 'parent', 'before', 'data', 'rows', 'parameters'}
     studies: dict = field(default_factory=dict)  # study id -> {'study', 'kind', 'title', 'rows', 'data', 'notebook', 'parameters'}
@@ -43,9 +43,10 @@ class Plan:
 def sizes_for(
     profile: Profile,  # holds the sizes of every method
     row,               # StudyRow with an estimator
+    own: dict | None = None,  # a study's own `sizes`, which stand in the place of the profile's
 ) -> dict:  # parameter overrides
     "A profile's sizes for a row: those of the estimator, then those of every case whose `when` the row's parameters fit."
-    sizes = dict(profile.estimators.get(row.estimator) or {})
+    sizes = dict({**profile.estimators, **((own or {}).get(profile.name) or {})}.get(row.estimator) or {})
     for case in sizes.pop('cases', []):
         fits = all(row.params.get(name) == value for name, value in case['when'].items())
         if fits: sizes.update({k: v for k, v in case.items() if k != 'when'})
@@ -58,12 +59,15 @@ def row_runs(
     profile: Profile,   # sizes, folds, seeds
     source: str,        # 'world' or a folder
 ) -> list[Run]:
-    "The runs whose scores make a row."
+    "The runs whose scores make a row; raises `ManifestError` that names the row."
+    try: check_contract(estimator_class(row.estimator), row.estimator)
+    except ValueError as e: raise ManifestError(f'{study.name}, row {row.name}: {e}') from e
     spec = data_spec(study.dataset, profile, source, **{**study.data, **row.data})
     count = data_folds(spec, source)
     folds = range(count) if profile.folds == 'all' else [f for f in profile.folds if f < count]
-    params, home = {**_flat(sizes_for(profile, row)), **_flat(row.params)}, _training(study, row, profile, source, count)
-    return [make_run(row.estimator, params, spec, protocol_of(study.protocol), fold, seed, profile.name, home) for fold in folds for seed in profile.seeds]
+    params, home = {**_flat(sizes_for(profile, row, study.sizes)), **_flat(row.params)}, _training(study, row, profile, source, count)
+    try: return [make_run(row.estimator, params, spec, protocol_of(study.protocol), fold, seed, profile.name, home) for fold in folds for seed in profile.seeds]
+    except ManifestError as e: raise ManifestError(f'{study.name}, row {row.name}: {e}') from e
 
 def _training(study, row, profile, source, count):
     "Data and protocol of a row that is trained elsewhere; raises `ManifestError` when it has fewer folds than what it is tested on."
@@ -80,7 +84,7 @@ def _flat(params):
     return flat(params)
 
 # %% ../../nbs/study/45_plan.ipynb #9822ba13
-NO_TABLE = ('cli.py', 'batch.py', 'report.py', 'reproduce.py', 'status.py', 'world.py', 'config.py', 'label_report.py', 'detect.py', 'claims.py', 'pages.py', 'sections.py')   # modules of the harness that no table goes through
+NO_TABLE = ('cli.py', 'batch.py', 'report.py', 'reproduce.py', 'status.py', 'world.py', 'config.py', 'label_report.py', 'detect.py', 'claims.py', 'pages.py', 'sections.py', 'costs.py')   # modules of the harness that no table goes through
 
 def harness_hash() -> str:
     "Hash of what turns scores into tables: scoring, study, and the study notebooks."
@@ -156,7 +160,7 @@ def make_plan(
     known = named_sets(source)
     source = ','.join(known) if known else source if source == 'world' else str(Path(source).expanduser().resolve())
     place = '-'.join(known) if known else re.sub(r'\W+', '_', Path(source).name)
-    plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu, prof.minutes)
+    plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu)
     for name in studies:
         (study, said), rows, used = without_knobs(load_study(name), source), {}, {}
         if said: print(said)
@@ -179,17 +183,23 @@ def _add_run(plan, run, store, row):
         plan.data[data] = {'spec': run.data}
         before = [_add_run(plan, r, store, None) for r in (parent, base) if r is not None]
         given = {'estimator': run.estimator, 'params': run.params, 'data': run.data, 'source': plan.source, 'protocol': run.protocol.content, 'fold': run.fold,
-                 'seed': run.seed, 'profile': run.profile, 'train_on': run.train_on or {}, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
+                 'seed': run.seed, 'profile': run.profile, 'train_on': run.train_on or {}, 'code': run.code, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
         plan.runs[run.id] = {'label': run.label, 'dataset': run.data['dataset'], 'fold': run.fold, 'seed': run.seed, 'parent': parent and parent.id, 'before': before, 'data': data,
                              'rows': [], 'parameters': given}
     if row and row not in plan.runs[run.id]['rows']: plan.runs[run.id]['rows'].append(row)
     return run.id
 
 # %% ../../nbs/study/45_plan.ipynb #a415fc16
+def _own_function(study):
+    "Hash of the sources of an analysis or statistic that isn't the kit's, if any."
+    name, group = (study.analysis, 'analyses') if study.kind == 'analysis' else (study.statistic, 'statistics')
+    value = next((e.value for e in entry_points(group=f'au_study.{group}') if e.name == name), name)
+    return [] if ':' not in value or value.startswith('au_study.') else [own_code(named(value))]
+
 def _add_study(plan, study, name, rows, data, profile, store):
     "Add the notebook that makes a study's table."
     content = [json.loads(json.dumps(asdict(study))), rows, data, profile.n_boot, harness_hash(), _published_bytes(study)]
-    if study.kind != 'scores': content += [profile.labels, code_hash(), *(data_version(plan.data[d]['spec']) for d in data)]   # no run tells which data and code it was
+    if study.kind != 'scores': content += [profile.labels, code_hash(), *(data_version(plan.data[d]['spec']) for d in data), *_own_function(study)]   # no run tells which data and code it was
     key = f'{study.name}-{profile.name}-{digest(content)}'
     given = {'study': name, 'rows': rows, 'data': data, 'profile': profile.name, 'n_boot': profile.n_boot, 'source': plan.source,
              'results': str(store.root), 'out': str(places('studies', key, store.root)['out'])}
@@ -219,47 +229,5 @@ def read_plan(
     path: str | Path,  # a file that `write_plan` wrote
 ) -> Plan:
     "A plan from its file."
-    return Plan(**json.loads(Path(path).read_text(encoding='utf-8')))
-
-# %% ../../nbs/study/45_plan.ipynb #9102c733
-def read_timings(results: Path) -> list[dict]:
-    "All recorded durations: kind, label, dataset, profile, seconds."
-    path = Path(results) / 'timings.jsonl'
-    if not path.exists(): return []
-    lines = (l for l in path.read_text(encoding='utf-8').splitlines() if l.startswith('{') and l.endswith('}'))
-    return [json.loads(l) for l in lines]
-
-def expected_seconds(
-    run: dict,            # an entry of `Plan.runs`
-    timings: list[dict],  # from `read_timings`
-) -> float | None:
-    "Median duration of the most similar recorded runs; None when nothing was recorded."
-    wanted = {'label': run['label'], 'dataset': run['dataset'], 'profile': run['parameters']['profile']}
-    runs = [t for t in timings if t['kind'] == 'runs']
-    for keys in (('label', 'dataset', 'profile'), ('label', 'profile'), ('profile',)):
-        like = [t['seconds'] for t in runs if all(t.get(k) == wanted[k] for k in keys)]
-        if like: return statistics.median(like)
-    return None
-
-# %% ../../nbs/study/45_plan.ipynb #a0ed34e2
-def remaining_seconds(
-    plan: Plan,           # what is to be made
-    store: RunStore,      # what is there
-    slots: int,           # runs at a time
-    started: dict | None = None,  # run id -> seconds since its start
-) -> float | None:
-    "A guess at the time left, from recorded timings; None when there are none."
-    timings = read_timings(store.root)
-    left = {r: expected_seconds(e, timings) for r, e in plan.runs.items() if not store.done(r)}
-    if any(v is None for v in left.values()): return None
-    left = [max(v - (started or {}).get(r, 0), 1) for r, v in left.items()]
-    tables = 6 * sum(not places('studies', s, store.root)['final'].is_dir() for s in plan.studies)
-    return max(sum(left) / slots, max(left, default=0)) + tables / slots
-
-# %% ../../nbs/study/45_plan.ipynb #0e9bccc7
-def in_words(
-    seconds: float | None,  # duration
-) -> str:
-    "'40 s', 'about 3 min', 'about 2.5 h', or that it isn't known yet."
-    if seconds is None: return 'not known before the first run is done'
-    return f'about {max(5, round(seconds / 5) * 5)} s' if seconds < 90 else f'about {seconds / 60:.0f} min' if seconds < 5400 else f'about {seconds / 3600:.1f} h'
+    content = json.loads(Path(path).read_text(encoding='utf-8'))
+    return Plan(**{f.name: content[f.name] for f in fields(Plan) if f.name in content})   # one of an earlier version may hold more

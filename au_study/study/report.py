@@ -32,7 +32,8 @@ from .analysis import analysis_text
 from .launch import places
 from .manifests import ManifestError, Study, load_study, project_root, results_root
 from .pages import Cell, Table, number, render
-from .plan import Plan, in_words, read_plan, remaining_seconds
+from .costs import in_words, remaining_seconds
+from .plan import Plan, read_plan
 from .protocol import describe, protocol_of
 from .runs import RunStore, headline
 from .sections import analysis_table, averages_table, claims_lines, claims_summary, claims_words, items_table, kinds_of, sentence, statistics_table, verdict_counts
