@@ -226,7 +226,8 @@ def _reported_rows(error):
     "The papers' differences beside the noise."
     found, nothing = reported_differences(), (np.nan, np.nan)
     if not len(found): return []
-    return [('papers', 'claims that rest on a printed difference of average F1', float(len(found)), *nothing), ('papers', 'median size of these differences, points', float(np.median(found)), *nothing),
+    return [('papers', 'claims that rest on a printed difference of average F1', float(len(found)), *nothing),
+            ('papers', 'median size of these differences, points', float(np.median(found)), *nothing),
             ('papers', 'smaller than twice the standard error of drawing other people, %', 100 * float((found < 2 * error).mean()), *nothing)]
 
 def _noise_figure(splits, seeds):
@@ -269,7 +270,7 @@ def leave_one_set_out(
             found['trained on the others'].append((float(average_f1(counts_of(scores, y))), 100 * float(np.nanmean([auc(y[:, j], scores[:, j]) for j in range(y.shape[1])]))))
         for where, values in found.items():
             for m, v in zip(('F1 %', 'AUC %'), np.array(values).T): rows.append((name, f'{m}, {where}', v.mean(), *_middle(v)))
-        lost = np.array(found['trained on the others']) - np.array(found['within the set'])
+        lost = np.array(found['within the set']) - np.array(found['trained on the others'])
         rows += [(name, f'{m} lost, points', v.mean(), *_middle(v)) for m, v in zip(('F1', 'AUC'), lost.T)]
     note = f'{repeats} seeds (and partitions, within a set), view {kind}, AU {", ".join(map(str, aus))}. Ranges are over repeats. Base rates differ between sets, which F1 feels and AUC does not.'
     return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), None, note
