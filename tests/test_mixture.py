@@ -121,3 +121,17 @@ def test_memory_maps_are_not_read(tmp_path):
 
 def replace_name(faces, name):
     return FaceSet(faces.frames, faces.crops, faces.landmarks, replace(faces.card, name=name))
+
+
+@pytest.mark.parametrize("held_out, folds", [("bp4d", 2), ("all", 2)])
+def test_whoever_is_tested_in_one_world_is_a_stranger_in_all(monkeypatch, held_out, folds):
+    "The worlds share their people: subject S0 of one has the face of S0 of the other."
+    from au_study.study import data
+    from au_study.study.manifests import load_profile
+    parts = [data.data_spec(name, load_profile("smoke")) for name in ("bp4d", "disfa")]
+    monkeypatch.setattr(data, "_world_faces", lambda spec: blob_faces(subjects=4 if spec["dataset"] == "bp4d" else 3, frames=4))
+    faces = data.open_data(data.mixture_spec(parts, held_out))
+    people = lambda part: {s.split("/")[1] for s in part.subjects}
+    for k in range(folds):
+        train, test = faces.fold(k)
+        assert people(test) == {f"S{k}"} and not people(train) & people(test) and len(train.subjects) == 5

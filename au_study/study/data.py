@@ -260,11 +260,16 @@ def mixture_spec(
 def _mixed(spec, source):
     from au_study.faces.mixture import mix
     sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
-    if spec['held_out'] != 'all': return mix(sets, folds={n: [] for n in sets if n != spec['held_out']})
-    ways = {n: f.card.folds for n, f in sets.items()}
-    folds = tuple(tuple(f'{n}/{s}' for n, own in ways.items() if k < len(own) for s in own[k]) for k in range(max(map(len, ways.values()))))
+    ways = {n: f.card.folds for n, f in sets.items() if spec['held_out'] in ('all', n)}
+    folds = [[(n, s) for n, own in ways.items() if k < len(own) for s in own[k]] for k in range(max(map(len, ways.values())))]
     faces = mix(sets, folds={n: [] for n in sets})
-    return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=folds))
+    return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=tuple(_everywhere(fold, sets, spec['parts']) for fold in folds)))
+
+def _everywhere(fold, sets, parts):
+    "The people of a fold, in every set that they are part of: worlds of one seed share their population, person for person."
+    seeds = {p['dataset']: p['seed'] for p in parts if p['source'] == 'world'}
+    twins = [(other, s) for n, s in fold for other in seeds if n in seeds and seeds[other] == seeds[n] and s in sets[other].subjects]
+    return tuple(dict.fromkeys(f'{n}/{s}' for n, s in [*fold, *twins]))
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
@@ -296,7 +301,7 @@ def data_version(
     spec: dict,              # from `data_spec`
 ) -> str:
     "What decides the bytes besides the spec: for the world its code. Another version calls for another record, not for other runs if the bytes agree."
-    if spec['source'] == 'mixture': return ' '.join(map(data_version, spec['parts']))
+    if spec['source'] == 'mixture': return ' '.join(['people held out in every world', *map(data_version, spec['parts'])])
     if spec['source'] != 'world': return 'as saved'
     from au_study.world.world import world_sizes
     world = _world(spec)
