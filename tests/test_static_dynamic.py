@@ -302,7 +302,8 @@ def small(**changes):
 @pytest.mark.parametrize('change', [
     dict(mask='none'), dict(mask='parsing'), dict(forehead=0.), dict(outline=False), dict(points='all'), dict(step=2), dict(standardise=False),
     dict(inputs='static'), dict(inputs='dynamic'),
-    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(statistics='released'), dict(base_rates=False), dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'),
+    dict(features=6), dict(width=.5), dict(read='mean'), dict(memory=5), dict(statistics='shared'), dict(statistics='released'), dict(base_rates=False),
+    dict(fusion='projected'), dict(fusion='chained'), dict(query='parallel'),
     dict(embedding=7), dict(order='reversed'),
     dict(order='shuffled', order_seed=0), dict(loss_on='probabilities')], ids=str)
 def test_every_parameter_changes_something(change, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/static_dynamic/index.ipynb #68f9f9ff
-from .estimator import StaticDynamic, difference_scale, paper_trainer
+from .estimator import StaticDynamic, difference_scale, log_odds, paper_trainer
 from .features import DynamicNet, StaticNet, remember
 from .parsing import FaceParser, overlap, parsing_faces, train_parser, world_parser
 from .preprocessing import POINTS, AroundLandmarks, check_spacing, edge_image, follow, grey_image, hull_mask, landmark_difference, outline_points, two_channels
@@ -15,5 +15,5 @@ from .smoothing import SMOOTHING, smooth
 
 # %% ../../nbs/static_dynamic/index.ipynb #6f4ce975
 __all__ = ['AUQuery', 'AroundLandmarks', 'Chained', 'Classifier', 'DynamicNet', 'FaceParser', 'POINTS', 'ParallelHeads', 'Projected', 'QuestionNorm', 'SMOOTHING', 'StaticDynamic',
-           'StaticDynamicNet', 'StaticNet', 'Union', 'check_spacing', 'difference_scale', 'edge_image', 'follow', 'grey_image', 'hull_mask', 'landmark_difference', 'outline_points',
+           'StaticDynamicNet', 'StaticNet', 'Union', 'check_spacing', 'difference_scale', 'edge_image', 'follow', 'grey_image', 'hull_mask', 'landmark_difference', 'log_odds', 'outline_points',
            'overlap', 'paper_trainer', 'parsing_faces', 'query_loss', 'query_order', 'remember', 'smooth', 'train_parser', 'two_channels', 'world_parser']
