@@ -20,11 +20,12 @@ from lint_notebooks import all_notebooks, check_licensed_faces, read
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSED, SOURCE, SITE = ROOT / "_proc", ROOT / "build" / "docs_source", ROOT / "_docs"
 PARTS = {  # heading of the navigation -> what stands under it, in this order; a new folder joins the last part until it is named here
-    "Ground floor": ["facs", "faces", "world", "datasets", "nets", "scoring", "training"],
+    "Tutorials": ["tutorials"],
+    "Ground floor": ["facs", "atlas", "faces", "world", "datasets", "nets", "scoring", "training"],
     "Papers": ["au_rcnn", "re_net", "aunet", "pairwise", "static_dynamic"],
     "Studies": ["study", "reproduce", "evidence"],
     "About the kit": []}
-CHAPTERS = {"faces": "Faces", "world": "The face world", "datasets": "Data sets", "nets": "Networks", "scoring": "Scoring", "training": "Training",
+CHAPTERS = {"tutorials": "Tutorials", "faces": "Faces", "world": "The face world", "datasets": "Data sets", "nets": "Networks", "scoring": "Scoring", "training": "Training",
             "au_rcnn": "AU R-CNN", "re_net": "RE-Net", "aunet": "AUNet", "pairwise": "Pairwise", "static_dynamic": "Static and dynamic",
             "study": "Study", "reproduce": "Experiments", "evidence": "Evidence"}
 

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 MAX_KB = 200
-PAGES = {"index", "data_card", "misprints"}  # names of notebooks that may explain without exporting
+PAGES = {"index", "data_card", "misprints", "atlas", "tutorials"}  # notebooks, or folders of them, that may explain without exporting
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jp2", ".ppm", ".svg", ".pdf", ".eps",
             ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg"}
@@ -58,7 +58,8 @@ def kind_of(path: Path, notebook: dict) -> str:
     "experiment, page or library."
     if "reproduce" in path.parts and path.stem != "index":
         return "experiment"
-    return "page" if re.sub(r"^\d+_", "", path.stem) in PAGES and not exported_cells(notebook) else "library"
+    page = PAGES & {re.sub(r"^\d+_", "", path.stem), path.parent.name}
+    return "page" if page and not exported_cells(notebook) else "library"
 
 
 def code_cells(notebook: dict) -> list[tuple[int, dict]]:

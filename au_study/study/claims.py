@@ -104,8 +104,8 @@ def _rows_test(content, study, where):
     item = _listed(content.get('item') or metric_of(name).lead)
     second = dict(content.get('more_than') or {})
     check_keys(second, ['study', 'row', 'minus', 'item'], f'{where}, more_than')
-    if second: second = {'study': study.name, 'row': content['row'], 'minus': content['minus'], **second, 'item': _listed(second.get('item') or item)}
-    for part in [{'study': study.name, 'row': content['row'], 'minus': content['minus'], 'item': item}, *([second] if second else [])]:
+    if second: second = {'study': content['study'], 'row': content['row'], 'minus': content['minus'], **second, 'item': _listed(second.get('item') or item)}
+    for part in [{'study': content['study'], 'row': content['row'], 'minus': content['minus'], 'item': item}, *([second] if second else [])]:
         own = _known(part['study'], where)
         for row in (part['row'], part['minus']): _measured(own, row, where)
         _items(own, metric_of(name), part['item'], where)
@@ -154,6 +154,11 @@ def _claim(paper, name, content, where):
     return Claim(paper, str(name), str(content['where']), content['says'], tests, content.get('needs', ''), content.get('note', ''))
 
 # %% ../../nbs/study/48_claims.ipynb #2188f9b4
+def _beside(content, folder):
+    "The same, with studies that are files looked for beside the claims."
+    if not isinstance(content, dict): return content
+    return {k: str((folder / v).resolve()) if k == 'study' and str(v).endswith('.yaml') else _beside(v, folder) for k, v in content.items()}
+
 def read_claims(
     path: str | Path,  # a YAML file: paper, claims
 ) -> list[Claim]:
@@ -162,13 +167,13 @@ def read_claims(
     check_keys(content, ['paper', 'claims'], where)
     missing = [k for k in ('paper', 'claims') if not content.get(k)]
     if missing: raise ManifestError(f"{where}: {', '.join(missing)} missing")
-    return [_claim(content['paper'], n, c or {}, where) for n, c in content['claims'].items()]
+    return [_claim(content['paper'], n, _beside(c or {}, Path(path).parent), where) for n, c in content['claims'].items()]
 
 def load_claims(
-    papers=None,  # names of papers; None: all that have claims
+    papers=None,  # names of papers, paths of YAML files; None: all papers that have claims
 ) -> list[Claim]:
     "The ledger; raises `ManifestError` for a paper without claims."
-    known = {p.stem: p for p in sorted((project_root() / 'data_manifests/claims').glob('*.yaml'))}
+    known = {p.stem: p for p in sorted((project_root() / 'data_manifests/claims').glob('*.yaml'))} | {n: Path(n) for n in papers or () if n.endswith('.yaml')}
     for name in papers or ():
         if name not in known: raise ManifestError(f"no claims of {name!r}; there are those of {', '.join(known)}")
     return [c for name, p in known.items() if not papers or name in papers for c in read_claims(p)]
@@ -372,6 +377,7 @@ class Evidence:
         return done
 
     def _of(self, study):
+        study = Path(study).stem if study.endswith('.yaml') else study
         if study not in self.entries: raise NotRun(f'{study} is not part of this batch')
         return self.entries[study]
 
@@ -580,13 +586,14 @@ EXAMPLES = """examples:
   au-study claims                          the ledger of all papers, on what the quick profile has left
   au-study claims au_rcnn --csv claims.csv one paper on the screen, everything about its lines in a file
   au-study claims --data bp4d              on your data
+  au-study claims ./mine_claims.yaml       claims of your own, about studies beside that file
   au-study reproduce aunet_table7 --seeds 3   more seeds, which 'supported' needs"""
 
 def add_arguments(
     parser: argparse.ArgumentParser,  # of this command
 ):
     "Declare the command's arguments."
-    parser.add_argument('papers', nargs='*', metavar='PAPER', help='papers to show (default: all); the correction goes over the whole ledger either way')
+    parser.add_argument('papers', nargs='*', metavar='PAPER', help='papers to show (default: all), or paths of YAML files with claims of your own; the correction goes over the whole ledger either way')
     parser.add_argument('--profile', default='quick', help='smoke, quick (default), full, or a path to a YAML file')
     parser.add_argument('--data', default='world', metavar='NAMES', help='as for `au-study reproduce`: world (default), names of data sets, or a folder')
     parser.add_argument('--results', metavar='DIR', help='results folder (default: AU_STUDY_RESULTS, else results/)')
@@ -632,9 +639,11 @@ def run(
 ) -> int:  # exit code
     "Print the ledger."
     chosen = load_claims(args.papers or None)
-    plan, store = ledger_plan(args.profile, args.data, args.results), RunStore(args.results)
-    table = claims_table(plan, store)
-    table = table[table['paper'].isin([c.paper for c in chosen])]
+    own = [n for n in args.papers if n.endswith('.yaml')]
+    ledger = load_claims() + (load_claims(own) if own else [])
+    plan, store = ledger_plan(args.profile, args.data, args.results, ledger), RunStore(args.results)
+    table = claims_table(plan, store, ledger)
+    table = table[[(r.paper, r.claim) in {(c.paper, c.name) for c in chosen} for r in table.itertuples()]]
     print(ledger_text(table))
     count = count_verdicts(table)
     print(f"\n{len(chosen)} claims, {len(table)} lines: " + ', '.join(f'{n} {word}' for word, n in count.items() if n) + '.')
