@@ -143,7 +143,8 @@ def _gpus():
 
 def _slots(plan, cores):
     "How many runs are made at a time on this machine."
-    return _gpus() * plan.runs_per_gpu or max(1, cores // plan.threads)
+    if _gpus() and plan.devices > _gpus(): raise ManifestError(f'the {plan.profile} profile trains each run on {plan.devices} devices and this machine has {_gpus()}; lower `devices` in the profile')
+    return _gpus() * plan.runs_per_gpu // plan.devices or max(1, cores // (plan.threads * plan.devices))
 
 def _unlock(command, results, log):
     "Release the lock that a killed Snakemake left; ours proves that nobody else is working here."
@@ -247,7 +248,7 @@ def run_batch(
     check_notebooks(plan)
     path = write_plan(plan, results)
     environment = {**os.environ, 'AU_STUDY_DRIVER': driver_tag(), 'AU_STUDY_CACHE': str(cache_root()), 'AU_STUDY_ROOT': str(project_root()),
-                   'AU_STUDY_GPUS': f'{gpus}x{plan.runs_per_gpu}' if executor == 'local' else '', 'AU_STUDY_CHECKED': '1', 'PYTHONUNBUFFERED': '1'}
+                   'AU_STUDY_GPUS': f'{gpus}x{plan.runs_per_gpu}' if executor == 'local' else '', 'AU_STUDY_DEVICES': str(plan.devices), 'AU_STUDY_CHECKED': '1', 'PYTHONUNBUFFERED': '1'}
     progress = Progress(plan, store, slots, quiet)
     try:
         with warm_server(results / 'logs', executor == 'local' and not gpus, environment) as warm:

@@ -122,19 +122,22 @@ def watch(
 def gpu_place(
     folder: Path,   # for the lock files
     gpus: str = '', # 'COUNT' or 'COUNTxRUNS'; empty: leave the choice as it is
+    need: int = 1,  # GPUs of one run
 ):
-    "Environment additions that give this launcher one GPU."
+    "Environment additions that give this launcher GPUs of its own."
     count, _, share = gpus.partition('x')
     if not int(count or 0): yield {}; return
     shown = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if os.environ.get('CUDA_VISIBLE_DEVICES') else [str(i) for i in range(int(count))]
-    with contextlib.ExitStack() as stack:
-        while True:
+    while True:
+        with contextlib.ExitStack() as stack:
+            mine = []
             for place in range(int(count) * int(share or 1)):
+                if len(mine) == need: break
                 with contextlib.suppress(Busy):
                     stack.enter_context(claim(Path(folder) / f'gpu{place}'))
-                    yield {'CUDA_VISIBLE_DEVICES': shown[place % int(count)]}
-                    return
-            time.sleep(0.5)
+                    mine.append(shown[place % int(count)])
+            if len(mine) == need: yield {'CUDA_VISIBLE_DEVICES': ','.join(mine)}; return
+        time.sleep(0.5)
 
 # %% ../../nbs/study/35_launch.ipynb #e616317f
 KINDS = {'data': ('data.ipynb', 'data.json', 'place.json', 'frames.parquet'),
@@ -189,7 +192,7 @@ def launch(
         if not os.environ.get('AU_STUDY_CHECKED'): check_parameters(_notebook(command), yaml.safe_load(place['parameters'].read_text(encoding='utf-8')))
         shutil.rmtree(place['out'], ignore_errors=True)
         for p in (place['out'], place['log'].parent): p.mkdir(parents=True, exist_ok=True)
-        with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '') as gpu:
+        with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '', int(os.environ.get('AU_STUDY_DEVICES') or 1)) as gpu:
             code = _execute(command, place['log'], gpu)
         if code == 0:
             publish(place['out'], place['final'], KINDS[kind])

@@ -85,9 +85,9 @@ class Profile:
     seeds: tuple[int, ...] = (0,)                    # training seeds
     threads: int = 1                                 # CPU threads of one run
     runs_per_gpu: int = 1                            # runs that share one GPU, where there is one
+    devices: int = 1                                 # GPUs (without GPUs: processes) that one run trains on
     n_boot: int = 1000                               # bootstrap draws of an interval
     labels: str = 'full'                             # tables about labels alone: 'full' cohort of the world, or its 'own' sizes
-    minutes: float | None = None                     # measured duration of the default batch, for a first estimate
     world: dict = field(default_factory=dict)        # sizes of the face world
     estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters
 
@@ -116,6 +116,7 @@ def load_profile(
     check_keys(content, [f.name for f in fields(Profile) if f.name != 'name'], path.name)
     for part in sorted(path.with_suffix('').glob('*.yaml')): _add_part(content, read_yaml(part), f'{path.stem}/{part.name}')
     lists = {k: tuple(content[k]) for k in ('folds', 'seeds') if isinstance(content.get(k), list)}
+    if content.get('devices', 1) > 1 < content.get('runs_per_gpu', 1): raise ManifestError(f"{path.name}: runs that take {content['devices']} devices can't share them; set runs_per_gpu to 1")
     return Profile(name=path.stem, **{**content, **{k: content[k] or {} for k in ('world', 'estimators') if k in content}, **lists})
 
 # %% ../../nbs/study/20_manifests.ipynb #ef411d4f

@@ -35,6 +35,7 @@ class Plan:
     title: str = ''                              # what the profile is for
     threads: int = 1                             # CPU threads of a run
     runs_per_gpu: int = 1                        # runs that share a GPU
+    devices: int = 1                             # GPUs that a run trains on
     data: dict = field(default_factory=dict)     # data id -> {'spec'}
     runs: dict = field(default_factory=dict)     # run id -> {'label', 'parent', 'before', 'data', 'rows', 'parameters'}
     studies: dict = field(default_factory=dict)  # study id -> {'study', 'kind', 'title', 'rows', 'data', 'notebook', 'parameters'}
@@ -160,7 +161,7 @@ def make_plan(
     known = named_sets(source)
     source = ','.join(known) if known else source if source == 'world' else str(Path(source).expanduser().resolve())
     place = '-'.join(known) if known else re.sub(r'\W+', '_', Path(source).name)
-    plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu)
+    plan = Plan(f'{prof.name}-{place}', prof.name, source, prof.title, threads or prof.threads, prof.runs_per_gpu, prof.devices)
     for name in studies:
         (study, said), rows, used = without_knobs(load_study(name), source), {}, {}
         if said: print(said)

@@ -61,7 +61,7 @@ def check_contract(
     except TypeError as e: raise ManifestError(f"{name} can't be made without arguments ({e}); give every parameter of __init__ a default") from None
 
 # %% ../../nbs/study/30_runs.ipynb #b7adff45
-EXECUTION = ('device', 'threads', 'progress', 'ram_gb', 'checkpoint_seconds')
+EXECUTION = ('device', 'devices', 'threads', 'progress', 'ram_gb', 'checkpoint_seconds')
 FROM_RUN = ('seed', 'selection')
 
 def _plain(value, name):
@@ -255,7 +255,7 @@ class Stopwatch:
 # %% ../../nbs/study/30_runs.ipynb #3b7f797c
 def _for_run(model, run, threads):
     "Give the trainer what the run and the machine decide."
-    value = {'seed': run.seed, 'selection': run.protocol.selection, 'threads': threads, 'progress': False}
+    value = {'seed': run.seed, 'selection': run.protocol.selection, 'threads': threads, 'progress': False, 'devices': int(os.environ.get('AU_STUDY_DEVICES') or 1)}
     given = {f'trainer__{k}': v for k, v in value.items() if f'trainer__{k}' in model.get_params(deep=True)}
     return model.set_params(**given)
 

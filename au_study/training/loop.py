@@ -18,6 +18,7 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .batches import BatchSource, derive_seed, epoch_plan, seed_generators, seeded
+from .ddp import in_processes, joined, share_weight, SharedStatistics
 
 # %% ../../nbs/training/20_loop.ipynb #e63d77c5
 __all__ = ["mean_f1", "learning_rate", "make_optimizer", "resolve_device", "write_checkpoint", "read_checkpoint", "CheckpointError", "History", "Trainer"]
@@ -84,15 +86,16 @@ def make_optimizer(
 
 # %% ../../nbs/training/20_loop.ipynb #a17a19b3
 def resolve_device(
-    device,  # 'auto', 'cpu', 'cuda', 'cuda:1', or the number of devices of a torchrun launch
-) -> torch.device:  # of this process
+    device,     # 'auto', 'cpu', 'cuda', 'cuda:1', or the number of devices of a torchrun launch
+    devices=1,  # processes of the training
+) -> torch.device:  # of this process; of the first one, where the others are still to be started
     "Name the device of this process; raises ValueError if it is not there."
-    cuda = torch.cuda.is_available()
+    cuda, world = torch.cuda.is_available(), joined()
     if isinstance(device, int) and not isinstance(device, bool):
-        world = int(os.environ.get("WORLD_SIZE", 1))
         if device < 1 or device != world:
             raise ValueError(f"device={device} asks for {device} processes and there are {world}. Start the script with: torchrun --nproc_per_node {max(device, 1)} script.py")
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
+    if devices > 1: return _one_of_several(device, devices, cuda, world)
     if device == "auto": return torch.device("cuda:0" if cuda else "cpu")
     try: found = torch.device(device)
     except (RuntimeError, TypeError): raise ValueError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1' or a number of devices.") from None
@@ -100,20 +103,34 @@ def resolve_device(
         raise ValueError(f"device={device!r}, but torch sees {torch.cuda.device_count()} CUDA devices. Use device='auto' or 'cpu', or install a CUDA build of torch.")
     return torch.device("cuda:0") if device == "cuda" else found
 
+
+def _one_of_several(device, devices, cuda, world):
+    "The device of this process among `devices`."
+    if device not in ("auto", "cpu", "cuda"): raise ValueError(f"device={device!r} names one device and devices={devices} asks for several. Use device='auto', 'cpu' or 'cuda'; CUDA_VISIBLE_DEVICES chooses among GPUs.")
+    if world not in (1, devices): raise ValueError(f"devices={devices}, but {world} processes were started. Give both the same number, or start one process: it starts the others.")
+    if device == "cpu" or (device == "auto" and not cuda): return torch.device("cpu")
+    if not cuda or torch.cuda.device_count() < min(devices, int(os.environ.get("LOCAL_WORLD_SIZE", devices))):
+        raise ValueError(f"devices={devices}, but torch sees {torch.cuda.device_count() if cuda else 0} CUDA devices. Lower devices, or use device='cpu'.")
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0) if world > 1 else 0}")
+
 # %% ../../nbs/training/20_loop.ipynb #141da3f0
 _PRECISION = {"fp32": ("32-true", None), "bf16": ("bf16-mixed", torch.bfloat16), "fp16": ("16-mixed", torch.float16)}
 
 
 def _make_fabric(trainer, device):
     "A Fabric for the trainer's device and precision."
-    several = isinstance(trainer.device, int) and trainer.device > 1
+    n = trainer.device if isinstance(trainer.device, int) else trainer.devices
     Fabric = importlib.import_module("lightning_fabric").Fabric
+    strategy = importlib.import_module("lightning_fabric.strategies").DDPStrategy(find_unused_parameters=True) if n > 1 else "auto"  # a loss may leave parts of a network out
     logs = {log: log.level for log in map(logging.getLogger, ("lightning_fabric", "lightning.fabric"))}
-    devices = trainer.device if several else [device.index or 0] if device.type == "cuda" else 1
+    devices, nodes = [device.index or 0] if device.type == "cuda" else 1, 1
+    if n > 1: nodes = n // int(os.environ.get("LOCAL_WORLD_SIZE", n)); devices = n // nodes
     for log in logs: log.setLevel(logging.ERROR)  # no "Using bfloat16 ..." in every log
     try:
-        fabric = Fabric(accelerator=device.type, devices=devices, strategy="ddp" if several else "auto", precision=_PRECISION[trainer.precision][0])
-        if several: fabric.launch()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*srun.*")  # on a Slurm machine Fabric would like to be started by srun; who starts it here is known
+            fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=_PRECISION[trainer.precision][0])
+            if n > 1: fabric.launch()
     finally:
         for log, level in logs.items(): log.setLevel(level)
     return fabric
@@ -240,7 +257,7 @@ class _Loop:
     held: BatchSource | None  # chooses the epoch
     threshold: float
     fabric: object = None
-    model: nn.Module = None   # what the loss is given: the module, or its wrapper over several processes
+    model: nn.Module = None   # whose gradients are clipped: the module, or its wrapper over several processes
     optimizer: object = None
     epoch: int = 0
     step: int = 0             # steps done in this epoch
@@ -260,21 +277,31 @@ def _augmented(batch, augment, seed):
 def _gradient(loop, parts):
     "Add up the gradient of one step over its batches; return the loss [] of the large batch."
     t, fabric, source = loop.trainer, loop.fabric, loop.source
-    total, whole = 0.0, sum(source.cells[rows].sum() for rows in parts)
+    total, rank, world = 0.0, fabric.global_rank, fabric.world_size
     for i, rows in enumerate(parts):
-        mine = rows[fabric.global_rank::fabric.world_size]
-        share = (source.cells[mine].sum() / whole if whole else len(mine) / sum(map(len, parts))) * fabric.world_size
-        key = (t.seed, "step", loop.epoch, loop.step, i, fabric.global_rank)
-        seed_generators(derive_seed(*key), source.device)
-        batch = source.batch(mine if len(mine) else rows[:1])
-        if t.augment is not None: batch = _augmented(batch, t.augment, derive_seed(*key, "augment"))
-        with fabric.no_backward_sync(loop.model, enabled=i < len(parts) - 1) if fabric.world_size > 1 else nullcontext():
-            with fabric.autocast(): value = loop.loss(loop.model, batch)
+        mine = rows[rank::world]
+        share = share_weight(source.cells, mine, parts) * world
+        key = (t.seed, "step", loop.epoch, loop.step, i)
+        seed_generators(derive_seed(*key, 0), source.device)
+        batch = source.batch(mine)
+        if t.augment is not None: batch = _augmented(batch, t.augment, derive_seed(*key, rank, "augment"))
+        with fabric.no_backward_sync(loop.model, enabled=i < len(parts) - 1) if world > 1 else nullcontext():
+            with fabric.autocast(): value = loop.loss(loop.module, batch) if world == 1 else loop.model(batch)
             if i == 0: _check_loss(value)
-            value = value * float(share)
+            value = value * share
             fabric.backward(value)
         total = total + value.detach()
-    return total
+    return total if world == 1 else fabric.all_reduce(total, reduce_op="mean")
+
+
+class _Objective(nn.Module):
+    "The loss as a network, so that all that it calls lies inside what the processes share."
+    def __init__(self, module, loss):
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, batch):
+        with SharedStatistics(): return self.loss(self.module, batch)
 
 
 def _check_loss(value):
@@ -334,7 +361,6 @@ def _end_epoch(loop, steps, trained):
     t, f1, begin = loop.trainer, None, time.monotonic()
     if loop.fabric.world_size > 1:
         for b in loop.module.buffers(): torch.distributed.broadcast(b, 0)
-        loop.losses = loop.fabric.all_reduce(loop.losses, reduce_op="mean")
     if loop.held is not None:
         f1 = mean_f1(loop.held.labels.cpu().numpy(), _score(t, loop.module, loop.held, loop.scores, loop.fabric.autocast), loop.threshold)
         f1 = loop.fabric.broadcast(f1)
@@ -371,7 +397,7 @@ def _resume(loop, state):
 # %% ../../nbs/training/20_loop.ipynb #c90e25ed
 class Trainer(BaseEstimator):
     "How a network is trained, whatever the network: batches, optimiser, schedule, precision, choice of the epoch."
-    neutral = ("threads", "progress", "device", "ram_gb", "checkpoint_seconds")  # say where and how loudly, not what
+    neutral = ("threads", "progress", "device", "devices", "ram_gb", "checkpoint_seconds")  # say where and how loudly, not what
 
     def __init__(self,
         epochs=10,             # passes over the training frames
@@ -397,6 +423,7 @@ class Trainer(BaseEstimator):
         channels_last=False,   # memory layout of weights and images; True is faster for most convolutional networks
         ram_gb=1.0,            # crops up to this size are held in memory (on the GPU, if that trains) whole
         checkpoint_seconds=60, # pause between two checkpoints in workdir; 0: at every step
+        devices=1,             # processes that train together, a GPU each (without GPUs: `threads` CPU threads each)
     ):
         args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         for name, value in args.items(): setattr(self, name, value)
@@ -412,7 +439,7 @@ Trainer.set_params = _set_params
 
 # %% ../../nbs/training/20_loop.ipynb #203661e5
 _CHOICES = {"optimizer": ("sgd", "adam", "adamw"), "schedule": ("constant", "step", "cosine"), "precision": tuple(_PRECISION), "selection": ("inner", "last", "test")}
-_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "step_epochs": 0, "warmup_epochs": 0.0, "checkpoint_seconds": 0, "ram_gb": 0.0}
+_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "step_epochs": 0, "warmup_epochs": 0.0, "checkpoint_seconds": 0, "ram_gb": 0.0, "devices": 1}
 
 
 def _check_trainer(trainer, device):
@@ -443,8 +470,10 @@ def _start(loop):
     t, device = loop.trainer, loop.source.device
     loop.fabric, loop.rows = _make_fabric(t, device), []
     if t.channels_last: loop.module.to(memory_format=torch.channels_last)
-    wrapped, loop.optimizer = loop.fabric.setup(loop.module, make_optimizer(t, loop.module))
-    loop.model = wrapped if loop.fabric.world_size > 1 else loop.module
+    world, least = loop.fabric.world_size, min(len(rows) for parts in epoch_plan(len(loop.source), t.batch_size, t.accumulate, t.seed, 0) for rows in parts)
+    if least < world: raise ValueError(f"Batches of {least} frames cannot be split over {world} processes. Use a batch_size of {2 * world} or more, or fewer devices.")
+    wrapped, loop.optimizer = loop.fabric.setup(loop.module if world == 1 else _Objective(loop.module, loop.loss), make_optimizer(t, loop.module))
+    loop.model = wrapped if world > 1 else loop.module
     if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
     return loop
 
@@ -486,10 +515,11 @@ def _fit(
     derive=None,     # (FaceSet) -> {name: array [N, ...]} that batches carry besides pixels
 ) -> History:        # one row an epoch
     "Train a module; raises ValueError for bad parameters, CheckpointError for another run's workdir, FloatingPointError for a loss that is not a number."
-    device = resolve_device(self.device)
+    device = resolve_device(self.device, self.devices)
     _check_trainer(self, device)
     if not len(faces): raise ValueError("There is no frame to train on.")
     if not any(p.requires_grad for p in module.parameters()): return History.of([], {"selection": "none", "selected_epoch": None, "selected_on": []})
+    if self.devices > joined(): return _fit_in_processes(self, module, device, (faces, loss, scores, offsets, select_on, workdir, threshold, identity, derive))
     train, held = _selection_sets(self, faces, select_on)
     path = Path(workdir) / "checkpoint.pt" if workdir is not None else None
     with _threads(self.threads), seeded(self.seed, "fit", device=device):
@@ -510,6 +540,20 @@ def _fit(
 Trainer.fit = _fit
 
 # %% ../../nbs/training/20_loop.ipynb #f2112065
+def _fit_in_processes(trainer, module, device, arguments):
+    "Fit in processes of their own; the module here takes over the weights."
+    weights, record = in_processes(partial(_fit_there, trainer, module, arguments), trainer.devices, device.type)
+    module.load_state_dict(weights)
+    module.cpu().eval()
+    return History.of(record["rows"], record["attrs"])
+
+
+def _fit_there(trainer, module, arguments):
+    "What each of the processes does."
+    history = trainer.fit(module, *arguments)
+    return module.state_dict(), history.record()
+
+
 def _read_or_warn(path, about):
     "The state to go on from; a damaged checkpoint is dropped with a warning, for starting again gives the same result."
     if path is None: return None
@@ -529,7 +573,7 @@ def _predict(
 ) -> np.ndarray:   # float32 [N, K], rows in the order of `faces`
     "Score all frames; raises FloatingPointError for a score that is not finite."
     if not len(faces): raise ValueError("There is no frame to predict.")
-    device, dtype = resolve_device(self.device), _PRECISION[self.precision][1]
+    device, dtype = resolve_device(self.device, self.devices), _PRECISION[self.precision][1]
     autocast = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
     with _threads(self.threads), seeded(self.seed, "predict", device=device):
         module.to(device)
