@@ -44,11 +44,12 @@ class DatasetCard:
     homepage: str = ""  # where it is applied for
     notes: str = ""  # anything else
     publishable: tuple[str, ...] = ()  # what the agreement lets one publish, in words; () of real faces: no picture
+    left_out: tuple[tuple[str, ...], ...] = ()  # subjects that a fold neither tests nor trains on, such as those of another name who are the same people; (): none
 
     def __post_init__(self):
         object.__setattr__(self, "publishable", (self.publishable,) if isinstance(self.publishable, str) else tuple(map(str, self.publishable)))
         object.__setattr__(self, "aus", tuple(int(a) for a in self.aus))
-        object.__setattr__(self, "folds", tuple(tuple(map(str, f)) for f in self.folds))
+        for name in ("folds", "left_out"): object.__setattr__(self, name, tuple(tuple(map(str, f)) for f in getattr(self, name)))
         tested, top = [s for f in self.folds for s in f], 5 if self.kind == "intensity" else 1
         twice = sorted({s for s in tested if tested.count(s) > 1})
         for wrong, sentence in (
@@ -57,6 +58,7 @@ class DatasetCard:
             (not 0 < self.threshold <= top, f"threshold {self.threshold} lies outside (0, {top}] for kind {self.kind!r}"),
             (not self.fps >= 0, f"fps is {self.fps}, expected a positive number, or 0 where it differs from video to video"),
             (twice, f"subjects {twice} are tested in more than one fold"),
+            (len(self.left_out) not in (0, len(self.folds)), f"left_out is given for {len(self.left_out)} folds, but there are {len(self.folds)}"),
         ):
             if wrong: raise FaceSetError(f"Card of {self.name!r}: {sentence}.")
 
@@ -226,7 +228,7 @@ def fold(
     self: FaceSet,
     k: int,  # number of the fold, from 0
 ) -> tuple[FaceSet, FaceSet]:  # (train, test); no subject is in both
-    "Split by the card's fold `k`; subjects that no fold tests are always in training."
+    "Split by the card's fold `k`; subjects that no fold tests are always in training, unless the card leaves them out."
     if not 0 <= k < len(self.card.folds):
         raise FaceSetError(f"Fold {k} does not exist: the card of {self.card.name!r} has folds 0 to {len(self.card.folds) - 1}.")
     tested = self.frames["subject"].isin(self.card.folds[k]).to_numpy()
@@ -234,7 +236,8 @@ def fold(
         f"Fold {k} leaves {'training' if tested.all() else 'test'} without frames: "
         f"it tests {list(self.card.folds[k])[:5]}..., the set holds {self.subjects[:5]}... "
         "Check that the card's folds write subjects as the frame table does.")
-    return self[~tested], self[tested]
+    kept = ~tested & ~self.frames["subject"].isin(self.card.left_out[k]).to_numpy() if self.card.left_out else ~tested
+    return self[kept], self[tested]
 
 # %% ../../nbs/faces/20_faceset.ipynb #b8188a6c
 @patch
@@ -293,7 +296,7 @@ def fingerprint_of(
 ) -> str:
     "Hash of everything that can change a number: keys, labels, crops, landmarks, AUs, threshold, kind, rate, folds."
     h, c = hashlib.blake2b(digest_size=16), faces.card
-    h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(faces.crops.shape)]).encode())
+    h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(faces.crops.shape), *([c.left_out] if c.left_out else [])]).encode())
     h.update(faces.frames[list(KEYS)].to_csv(index=False).encode())
     h.update(faces.frames[faces.columns].to_numpy(dtype=np.float32).tobytes())
     if _intensity_columns(faces.frames, faces.aus): h.update(faces.intensities().tobytes())

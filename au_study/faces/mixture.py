@@ -133,7 +133,7 @@ def part(
     if not mine.any(): raise FaceSetError(f"There is no frame of {name!r}; the mixture {mixture.card.name!r} has {set_names(mixture)}.")
     rows, card = mixture[mine], mixture.card
     aus = tuple(a for a in rows.aus if rows.frames[f"AU{a}"].notna().any())
-    folds = tuple(tuple(s for s in fold if s.startswith(f"{name}/")) for fold in card.folds)
+    folds, left_out = (tuple(tuple(s for s in fold if s.startswith(f"{name}/")) for fold in which) for which in (card.folds, card.left_out))
     others = [c for a in rows.aus if a not in aus for c in (f"AU{a}", f"intensity_AU{a}") if c in rows.frames]
     empty = [c for c in rows.frames if c.startswith("intensity_AU") and rows.frames[c].isna().all()]
-    return FaceSet(rows.frames.drop(columns={*others, *empty}), rows.crops, rows.landmarks, replace(card, name=name, aus=aus, folds=folds))
+    return FaceSet(rows.frames.drop(columns={*others, *empty}), rows.crops, rows.landmarks, replace(card, name=name, aus=aus, folds=folds, left_out=left_out))

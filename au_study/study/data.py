@@ -262,14 +262,15 @@ def _mixed(spec, source):
     sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
     ways = {n: f.card.folds for n, f in sets.items() if spec['held_out'] in ('all', n)}
     folds = [[(n, s) for n, own in ways.items() if k < len(own) for s in own[k]] for k in range(max(map(len, ways.values())))]
-    faces = mix(sets, folds={n: [] for n in sets})
-    return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=tuple(_everywhere(fold, sets, spec['parts']) for fold in folds)))
+    faces, named = mix(sets, folds={n: [] for n in sets}), tuple(tuple(f'{n}/{s}' for n, s in fold) for fold in folds)
+    card = replace(faces.card, folds=named, left_out=tuple(_twins(fold, sets, spec['parts']) for fold in folds))
+    return type(faces)(faces.frames, faces.crops, faces.landmarks, card)
 
-def _everywhere(fold, sets, parts):
-    "The people of a fold, in every set that they are part of: worlds of one seed share their population, person for person."
+def _twins(fold, sets, parts):
+    "The people of a fold under their other names: worlds of one seed share their population, person for person."
     seeds = {p['dataset']: p['seed'] for p in parts if p['source'] == 'world'}
-    twins = [(other, s) for n, s in fold for other in seeds if n in seeds and seeds[other] == seeds[n] and s in sets[other].subjects]
-    return tuple(dict.fromkeys(f'{n}/{s}' for n, s in [*fold, *twins]))
+    twins = {(other, s) for n, s in fold for other in seeds if n in seeds and seeds[other] == seeds[n] and s in sets[other].subjects}
+    return tuple(f'{n}/{s}' for n, s in sorted(twins - set(fold)))
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
