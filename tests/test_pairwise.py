@@ -332,8 +332,21 @@ def test_inconsistency_and_comparability(model, unseen, monkeypatch):
     assert own['true intensity, one criterion, F1 %'] == 100 and figure is not None and 'in the world called here' in note
     assert abs(own['variation range minus single image, points'] - (own['variation range, F1 %'] - own['single image, F1 %'])) < 1e-9
     assert {f'variation range minus {analyses.TITLES[m]}, points' for m in MAPPINGS[1:]} <= set(own.index)
+    assert not any('beyond' in i for i in own.index) and 0 <= own['AUs of 2 with variation range ahead of single image'] <= 2
     table, _, _ = analyses.comparability_table(context(rows, tables, unseen.frames))
     assert len(table) == 6 and table['measured'].between(-1, 1).all() and (table['low'] <= table['measured'] + 1e-9).all()
+
+
+def test_gain_beyond_the_first_world_draws_the_same_people(model, unseen, monkeypatch):
+    """Single images that are right in one world and wrong in the next; what the range says is the same in both."""
+    right, wrong = unseen.frames, unseen.frames.assign(AU4=0., AU12=0.)
+    rows = ['VGG-16, one', 'Pairwise, one', 'VGG-16, two', 'Pairwise, two']
+    monkeypatch.setattr(analyses, 'world_runs', lambda context, row: iter([(model, unseen, None, {'source': 'world'})]))
+    monkeypatch.setattr(analyses, '_true', lambda spec: None)
+    table, _, _ = analyses.inconsistency_table(context(rows, {r: wrong if r.endswith('two') else right for r in rows}, unseen.frames))
+    beyond = table[table['item'].str.contains('beyond')].set_index('row')
+    assert list(beyond.index) == ['two'] and beyond['item'].eq('variation range minus single image, beyond one, points').all()
+    assert beyond.loc['two', ['measured', 'low', 'high']].tolist() == [100, 100, 100]
 
 
 class Scorer:

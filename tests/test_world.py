@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from au_study.world import Coder, FaceWorld, PresetError, code_labels, load_preset, preset_report, simulate_labels
+from au_study.world.dynamics import WORLD_AUS, criteria
 from au_study.world.world import world_sizes
 
 TINY = dict(subjects=3, videos=2, frames=5, stride=60, crop=48)
@@ -98,10 +99,39 @@ def test_every_knob_changes_the_pictures(changes):
     assert not np.array_equal(*map(pictures, worlds))
 
 
-@pytest.mark.parametrize("changes", [dict(spread=0.6), dict(spread=0.6, shared=1.0), dict(unlabelled=0.3), dict(unlabelled=0.3, stretch=5)], ids=str)
+@pytest.mark.parametrize("changes", [dict(spread=0.6), dict(spread=0.6, shared=1.0), dict(unlabelled=0.3), dict(unlabelled=0.3, stretch=5),
+                                     dict(relative=0.5), dict(relative=1.0)], ids=str)
 def test_every_coder_knob_changes_the_labels(changes):
     truth = simulate_labels("bp4d", subjects=3, videos=2)
     assert not code_labels(truth, "bp4d", Coder(**changes)).equals(code_labels(truth, "bp4d", Coder()))
+
+
+@pytest.mark.parametrize("name", ["bp4d", "disfa", "affwild2"])
+def test_levels_of_the_presets_are_the_same_for_all(name):
+    preset, truth = load_preset(name), simulate_labels(name, subjects=3, videos=1, frames=40, stride=10)
+    assert Coder(**preset.coder).relative == 0
+    names = [f"AU{a}" for a in preset.aus]
+    coded = code_labels(truth, preset, seed=2)[names].to_numpy()
+    strict = criteria(Coder(**preset.coder), 3, 2)[truth.subject.str[1:].astype(int) - 1][:, [WORLD_AUS.index(a) for a in preset.aus]]
+    levels = np.clip(np.floor(truth[names].to_numpy() / strict + 0.5), 0, 5)
+    wanted = levels if preset.kind == "intensity" else (levels >= 1).astype(float)
+    assert np.array_equal(coded[np.isfinite(coded)], wanted[np.isfinite(coded)])
+
+
+@pytest.mark.parametrize("kind, steps", [("intensity", 5), ("occurrence", 1)])
+@pytest.mark.parametrize("relative", [0.4, 1.0])
+def test_relative_levels_follow_the_range_of_each_video(kind, steps, relative):
+    truth = simulate_labels("bp4d", subjects=3, videos=2, frames=50, stride=8)
+    coded = code_labels(truth, "bp4d", Coder(relative=relative), kind=kind)
+    for _, rows in truth.groupby(["subject", "video"]).indices.items():
+        for au in ("AU1", "AU6", "AU12", "AU17"):
+            x = truth[au].to_numpy(float)[rows]
+            usual, most = np.median(x), x.max()
+            borders = [(1 - relative) * (j - 0.5) + relative * (usual + (j - 0.5) / steps * max(most - usual, 1)) for j in range(1, 6)]
+            clear = np.abs(x[:, None] - borders).min(1) > 1e-4           # a border itself may round either way
+            level = (x[:, None] >= borders).sum(1)
+            wanted = level if kind == "intensity" else level > 0
+            assert np.array_equal(coded[au].to_numpy()[rows][clear], wanted[clear].astype(float))
 
 
 def test_errors_say_what_to_do():

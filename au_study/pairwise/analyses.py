@@ -135,7 +135,7 @@ def inconsistency_table(
     single: str = 'VGG-16',     # name of the classifier of single images
 ) -> tuple:                     # table, figure, note
     "Average F1 by world and mapping, and its difference from single images."
-    rows, gains = [], {}
+    rows, gains, first = [], {}, None
     for world in dict.fromkeys(name.partition(', ')[2] for name in context.runs):
         own = context.scores(f'{single}, {world}')
         tables, spec = _mapped(context, f'{pairwise}, {world}')
@@ -150,7 +150,24 @@ def inconsistency_table(
             rows.append((world, f'{name} minus single image, points', *100 * np.array(gain)))
             gains[world, name] = 100 * np.array(gain)
         rows += [(world, f'variation range minus {TITLES[m]}, points', *_gain(values, draws, list(tables), 'variation_range', m)) for m in MAPPINGS if m != 'variation_range']
+        rows += _ahead(world, values, draws, 1 + list(tables).index('variation_range'))
+        here = set(own.truth['subject']), *(x[..., 1 + list(tables).index('variation_range'), -1] - x[..., 0, -1] for x in (values, draws))
+        first = first or (world, *here)
+        if world != first[0]: rows += _beyond(world, first, here)
     return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _gain_figure(gains), _gain_words(gains)
+
+
+def _ahead(world, values, draws, i):
+    "In how many AUs a method is ahead of single images."
+    count = [(x[..., i, :-1] > x[..., 0, :-1]).sum(-1) for x in (values, draws)]
+    return [(world, f'AUs of {values.shape[1] - 1} with variation range ahead of single image', count[0], *np.quantile(count[1], [.025, .975]))]
+
+
+def _beyond(world, first, here):
+    "Gain over single images, beyond that of the first world; the same people are drawn where both worlds have the same."
+    if first[1] != here[0]: return []
+    value, draws = here[1] - first[2], here[2] - first[3]
+    return [(world, f'variation range minus single image, beyond {first[0]}, points', *100 * np.array((value, *np.nanquantile(draws, [.025, .975]))))]
 
 
 def _gain(values, draws, names, a, b):

@@ -42,7 +42,7 @@ def mapping_features(
 ) -> np.ndarray:             # float32 [N, K, D]
     "What the mapping network sees."
     P = len(PERCENTILES)
-    if mapping == 'variation_range': out = np.concatenate([values[..., None], ranges], -1)
+    if mapping == 'variation_range': out = np.concatenate([values[..., None], ranges[..., :P] - values[..., None], ranges[..., P:]], -1)
     elif mapping == 'global_rank': out = rank[..., None]
     elif mapping == 'none': out = values[..., None]
     else: out = (values - _percentile_of(ranges[..., :P], 50 if mapping == 'median' else percentile))[..., None]

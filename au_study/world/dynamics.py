@@ -7,8 +7,8 @@ __all__ = ['PresetError', 'manifests', 'Preset', 'load_preset', 'joint_tail', 'l
            'latent_correlation', 'event_rate', 'time_scale', 'rate_sd', 'subject_share', 'Targets',
            'target_correlation', 'preset_targets', 'nearest_correlation', 'normal_scores', 'balanced_normal',
            'mixing_matrix', 'smooth_noise', 'runs', 'Cohort', 'cohort', 'apex_rank', 'event_shape', 'apex_share',
-           'solve_apex', 'intensity_curve', 'subject_names', 'simulate_labels', 'Coder', 'criteria', 'code_labels',
-           'preset_report', 'summarise_report']
+           'solve_apex', 'intensity_curve', 'subject_names', 'simulate_labels', 'Coder', 'criteria', 'range_units',
+           'code_labels', 'preset_report', 'summarise_report']
 
 # %% ../../nbs/world/40_dynamics.ipynb #495cbccc
 import json
@@ -60,7 +60,7 @@ class Preset:
     correlation: tuple  # K x K Pearson correlation of the active/inactive labels, order of aus
     uncoded: dict  # AU name -> the same figures for AUs that happen but are not coded, + {correlated: {AU: r}}
     dynamics: dict  # rise_seconds, fall_seconds, video_share, rounds
-    coder: dict  # spread, shared, unlabelled, stretch
+    coder: dict  # spread, shared, unlabelled, stretch, relative
     scene: dict  # pose, drift, blink, gaze, occlusion, light, noise
     face: dict  # wrinkles, neutral_bias, gain_spread: factors on the identities
     sources: dict = field(default_factory=dict)  # where each figure comes from
@@ -539,10 +539,11 @@ class Coder:
     shared: float = 0.5  # share of that variance common to a subject's AUs
     unlabelled: float = 0.0  # share of frames without labels
     stretch: float = 50.0  # mean length of an unlabelled stretch in frames of the video
+    relative: float = 0.0  # how far levels follow the range that a person shows in a video; 0 = the same for all, 1 = the person's own
 
     def __post_init__(self):
-        if self.spread < 0 or not 0 <= self.shared <= 1 or not 0 <= self.unlabelled < 1 or not self.stretch >= 1:
-            raise PresetError(f"{self}: expected spread >= 0, shared in 0-1, unlabelled in 0-1 (below 1), stretch >= 1.")
+        if self.spread < 0 or not 0 <= self.shared <= 1 or not 0 <= self.unlabelled < 1 or not self.stretch >= 1 or not 0 <= self.relative <= 1:
+            raise PresetError(f"{self}: expected spread >= 0, shared in 0-1, unlabelled in 0-1 (below 1), stretch >= 1, relative in 0-1.")
 
 
 def criteria(
@@ -571,6 +572,20 @@ def _unlabelled(coder, keys, seed):
     return hidden
 
 
+def range_units(
+    frames: pd.DataFrame,  # true intensities
+    names: list,  # columns
+    relative: float,  # 0-1
+    levels: int,  # J: 5, or 1 for absent and present
+) -> pd.DataFrame:  # intensities in the coder's own zero and step; at relative 0 as they are
+    "Intensities as a coder sees them who has watched each video whole (Pairwise Sec. I)."
+    if relative == 0: return frames[names]
+    videos = frames.groupby(["subject", "video"], sort=False)[names]
+    usual = videos.transform("median")
+    width = (videos.transform("max") - usual).clip(lower=1)
+    return (frames[names] - relative * usual) / (1 - relative + relative * width / levels)
+
+
 def code_labels(
     frames: pd.DataFrame,  # true intensities, as from `simulate_labels`
     preset: Preset | str,  # decides AUs, kind and, without `coder`, the coder
@@ -585,7 +600,8 @@ def code_labels(
     names, who = np.unique(frames["subject"], return_inverse=True)
     number = np.array([int(n[1:]) - 1 for n in names])  # W001 -> 0
     factor = criteria(coder, number.max() + 1, seed)[number][who]
-    coded = {f"AU{a}": np.clip(np.floor(frames[f"AU{a}"].to_numpy() / factor[:, WORLD_AUS.index(a)] + 0.5), 0, 5) for a in aus}
+    seen = range_units(frames, [f"AU{a}" for a in aus], coder.relative, 5 if kind == "intensity" else 1)
+    coded = {f"AU{a}": np.clip(np.floor(seen[f"AU{a}"].to_numpy() / factor[:, WORLD_AUS.index(a)] + 0.5), 0, 5) for a in aus}
     out = frames[list(KEYS)].assign(**coded)
     if kind == "occurrence": out[list(coded)] = (out[list(coded)] >= preset.threshold).astype(float)
     out.loc[_unlabelled(coder, out, seed), list(coded)] = np.nan
