@@ -169,8 +169,8 @@ dataset: blobs
 reference: plain
 protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
 rows:
-  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.15}}
-  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.15, shift: 0.5}}
+  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.4}}
+  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.4, shift: 0.5}}
   quoted: {published_only: not ours}
 """
 

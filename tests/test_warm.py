@@ -10,7 +10,6 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from nbclient import NotebookClient
 
 import au_study.study.warm as warm
 from au_study.study.kernels import WarmProvisioner  # noqa: F401  (what the entry point names)
@@ -36,11 +35,14 @@ def gone(pid, seconds=10):
     return True
 
 
-def test_kernel_is_a_child_of_the_server(server):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, sys; print(os.getppid(), 'torch' in sys.modules)")])
-    NotebookClient(notebook, timeout=60).execute()
-    parent, imported = notebook.cells[0].outputs[0]["text"].split()
-    assert "au_study.study.warm" in psutil.Process(int(parent)).cmdline() and imported == "True"
+def test_papermill_and_kernel_are_children_of_the_server(server, tmp_path):
+    cell = nbformat.v4.new_code_cell("import os, sys; print(os.getppid(), 'torch' in sys.modules)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), tmp_path / "a.ipynb")
+    process = warm.start([sys.executable, "-m", "papermill", "a.ipynb", "b.ipynb"], cwd=tmp_path)
+    parents = {psutil.Process(process.pid).ppid()}
+    assert process.wait(60) == 0
+    parent, imported = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs[0]["text"].split()
+    assert {int(parent)} == parents and "au_study.study.warm" in psutil.Process(int(parent)).cmdline() and imported == "True"
 
 
 def test_child_ends_with_whoever_asked(server):
@@ -81,7 +83,7 @@ def test_old_code_is_not_served(tmp_path, monkeypatch):
     source = tmp_path / "package/a.py"
     source.write_text("")
     code = ("import socket; from pathlib import Path; import au_study.study.warm as w\n"
-            f"w._newest.__defaults__ = (Path({str(tmp_path / 'package')!r}),)\n"
+            f"w._PACKAGE = Path({str(tmp_path / 'package')!r})\n"
             f"w._become(w.Server(socket.socket(fileno={door.fileno()})).run())")
     process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[door.fileno()])
     try:

@@ -48,9 +48,11 @@ def _receive(connection):
     return json.loads(text), streams
 
 # %% ../../nbs/study/33_warm.ipynb #ce54ed7d
-def _newest(root=Path(__file__).parents[1] if '__file__' in globals() else Path()):
+_PACKAGE = Path(__file__).parents[1] if '__file__' in globals() else Path()
+
+def _newest():
     "Time of the newest source file of the package."
-    return max((p.stat().st_mtime_ns for p in root.rglob('*.py')), default=0)
+    return max((p.stat().st_mtime_ns for p in _PACKAGE.rglob('*.py')), default=0)
 
 class Server:
     "Forks one child a request. `run` returns the request in each child, and never returns in the server."
@@ -123,7 +125,8 @@ def _become(request):
     os.environ.update(request['env'])
     os.chdir(request['cwd'])
     sys.path[0] = request['cwd']    # as `python -m` has it
-    import numpy, torch
+    import numpy
+    import torch
     numpy.random.seed()                   # otherwise all children would draw the same numbers
     torch.default_generator.seed()
     module, *arguments = request['call']
@@ -131,7 +134,8 @@ def _become(request):
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 # %% ../../nbs/study/33_warm.ipynb #eadefb27
-NEEDED = ('papermill.cli', 'ipykernel.kernelapp', 'ipykernel.zmqshell', 'matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'pandas.plotting._matplotlib', 'seaborn', 'pyarrow.dataset', 'pyarrow.parquet', 'lightning_fabric',
+NEEDED = ('papermill.cli', 'ipykernel.kernelapp', 'ipykernel.zmqshell', 'matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'seaborn',
+          'pandas.plotting._matplotlib', 'pyarrow.dataset', 'pyarrow.parquet', 'lightning_fabric',
           'au_study.study.data', 'au_study.study.runs', 'au_study.study.analysis', 'au_study.study.tables', 'au_study.study.statistics')
 
 def needed_modules() -> list[str]:
