@@ -593,7 +593,8 @@ def add_arguments(
     parser: argparse.ArgumentParser,  # of this command
 ):
     "Declare the command's arguments."
-    parser.add_argument('papers', nargs='*', metavar='PAPER', help='papers to show (default: all), or paths of YAML files with claims of your own; the correction goes over the whole ledger either way')
+    parser.add_argument('papers', nargs='*', metavar='PAPER',
+                        help='papers to show (default: all), or paths of YAML files with claims of your own; the correction goes over the whole ledger either way')
     parser.add_argument('--profile', default='quick', help='smoke, quick (default), full, or a path to a YAML file')
     parser.add_argument('--data', default='world', metavar='NAMES', help='as for `au-study reproduce`: world (default), names of data sets, or a folder')
     parser.add_argument('--results', metavar='DIR', help='results folder (default: AU_STUDY_RESULTS, else results/)')

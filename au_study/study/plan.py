@@ -85,7 +85,8 @@ def _flat(params):
     return flat(params)
 
 # %% ../../nbs/study/45_plan.ipynb #9822ba13
-NO_TABLE = ('cli.py', 'batch.py', 'report.py', 'reproduce.py', 'status.py', 'world.py', 'config.py', 'label_report.py', 'detect.py', 'claims.py', 'pages.py', 'sections.py', 'costs.py')   # modules of the harness that no table goes through
+NO_TABLE = ('cli.py', 'batch.py', 'report.py', 'reproduce.py', 'status.py', 'world.py', 'config.py', 'label_report.py', 'detect.py', 'claims.py', 'pages.py', 'sections.py', 'costs.py',
+            'audit.py', 'warm.py', 'kernels.py')   # modules of the harness that no table goes through
 
 def harness_hash() -> str:
     "Hash of what turns scores into tables: scoring, study, and the study notebooks."
@@ -184,7 +185,8 @@ def _add_run(plan, run, store, row):
         plan.data[data] = {'spec': run.data}
         before = [_add_run(plan, r, store, None) for r in (parent, base) if r is not None]
         given = {'estimator': run.estimator, 'params': run.params, 'data': run.data, 'source': plan.source, 'protocol': run.protocol.content, 'fold': run.fold,
-                 'seed': run.seed, 'profile': run.profile, 'train_on': run.train_on or {}, 'code': run.code, 'threads': plan.threads, 'results': str(store.root), 'out': str(place['out']), 'work': str(place['work'])}
+                 'seed': run.seed, 'profile': run.profile, 'train_on': run.train_on or {}, 'code': run.code, 'threads': plan.threads, 'results': str(store.root),
+                  'out': str(place['out']), 'work': str(place['work'])}
         plan.runs[run.id] = {'label': run.label, 'dataset': run.data['dataset'], 'fold': run.fold, 'seed': run.seed, 'parent': parent and parent.id, 'before': before, 'data': data,
                              'rows': [], 'parameters': given}
     if row and row not in plan.runs[run.id]['rows']: plan.runs[run.id]['rows'].append(row)

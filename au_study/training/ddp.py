@@ -187,7 +187,8 @@ def _answer(group, folder):
     while waiting:
         for rank in [r for r, p in waiting.items() if p.poll() is not None]:
             code, file = waiting.pop(rank).returncode, folder / f"{rank}.answer"
-            if not file.exists(): raise RuntimeError(f"Process {rank} of {len(group)} ended with code {code} and without an answer. If it was killed, it may have been for memory: lower batch_size, or devices.")
+            if not file.exists(): raise RuntimeError(f"Process {rank} of {len(group)} ended with code {code} and without an answer. "
+                                                     "If it was killed, it may have been for memory: lower batch_size, or devices.")
             fine, found = pickle.loads(file.read_bytes())
             if not fine: raise found
             if rank == 0: result = found

@@ -106,7 +106,8 @@ def resolve_device(
 
 def _one_of_several(device, devices, cuda, world):
     "The device of this process among `devices`."
-    if device not in ("auto", "cpu", "cuda"): raise ValueError(f"device={device!r} names one device and devices={devices} asks for several. Use device='auto', 'cpu' or 'cuda'; CUDA_VISIBLE_DEVICES chooses among GPUs.")
+    if device not in ("auto", "cpu", "cuda"): raise ValueError(
+        f"device={device!r} names one device and devices={devices} asks for several. Use device='auto', 'cpu' or 'cuda'; CUDA_VISIBLE_DEVICES chooses among GPUs.")
     if world not in (1, devices): raise ValueError(f"devices={devices}, but {world} processes were started. Give both the same number, or start one process: it starts the others.")
     if device == "cpu" or (device == "auto" and not cuda): return torch.device("cpu")
     if not cuda or torch.cuda.device_count() < min(devices, int(os.environ.get("LOCAL_WORLD_SIZE", devices))):
