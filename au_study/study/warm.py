@@ -125,8 +125,10 @@ def _become(request):
     os.environ.update(request['env'])
     os.chdir(request['cwd'])
     sys.path[0] = request['cwd']    # as `python -m` has it
+    import matplotlib
     import numpy
     import torch
+    if os.environ.get('MPLBACKEND'): matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']    # read once, at the import
     numpy.random.seed()                   # otherwise all children would draw the same numbers
     torch.default_generator.seed()
     module, *arguments = request['call']
