@@ -102,7 +102,7 @@ def sources(
         found |= {path, *files}
         beside = path.parent
         if _served(beside): continue       # among other people's packages
-        for name in {n for f in files for n in _imported(f)}:
+        for name in {n for f in files for n in _imported(f)} - {'au_study'}:
             todo += [p for p in (beside / f'{name}.py', beside / name) if p.is_file() or (p / '__init__.py').is_file()]
     return sorted(p for p in found if p.is_file())
 
