@@ -169,8 +169,8 @@ dataset: blobs
 reference: plain
 protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
 rows:
-  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.4}}
-  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.4, shift: 0.5}}
+  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 1.2}}
+  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 1.2, shift: 0.5}}
   quoted: {published_only: not ours}
 """
 
@@ -276,7 +276,7 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
 
 
 def test_a_failing_run_does_not_stop_the_others(place):
-    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.4", "seconds: 0.0"))
+    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 1.2", "seconds: 0.0"))
     (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")
     done = reproduce(place, "results")
     assert done.returncode == 1
