@@ -356,8 +356,11 @@ def _check_folder(folder):
     manifest = folder / "manifest.json"
     if not manifest.exists():
         raise FaceSetError(f"{folder} holds no FaceSet: manifest.json is missing. Check the path. If it is right, the copy is torn: {remedy}")
-    try: said = json.loads(manifest.read_text()); files = said["files"]
-    except (json.JSONDecodeError, KeyError) as e: raise FaceSetError(f"{manifest} cannot be read ({e}). {remedy}") from None
+    try:
+        said = json.loads(manifest.read_text())
+        files = {name: {part: said["files"][name][part] for part in ("bytes", "sha256")} for name in _FILES}
+        said["n"], said["fingerprint"]
+    except (ValueError, KeyError, TypeError) as e: raise FaceSetError(f"{manifest} cannot be read ({type(e).__name__}: {e}). {remedy}") from None
     if said.get("format") not in (FORMAT, _FORMAT_1):
         raise FaceSetError(f"{manifest} has format {said.get('format')!r}, this version reads {FORMAT!r}. {remedy}")
     for name in _FILES:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['announce', 'sync_marks', 'drop_old_records', 'forget_runs', 'drop_stale', 'drop_other_code', 'check_notebooks',
            'snakemake_command', 'Progress', 'Stopped', 'run_batch', 'not_there', 'failures', 'print_tables',
-           'reproduce']
+           'reproduce', 'drop_damaged']
 
 # %% ../../nbs/study/55_batch.ipynb #fcf6c8f6
 import json
@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from ..files import Busy, claim, remove_whole
+from ..files import Busy, claim, damaged, remove_whole
 from .analysis import analysis_text
 from .costs import cost_table, estimate, in_words, remaining_seconds
 from .data import cache_root, record_holds
@@ -131,9 +131,9 @@ def snakemake_command(
     root = project_root()
     profile = root / 'workflow/profiles' / executor
     if not profile.is_dir(): raise ManifestError(f"no executor profile {executor!r} in workflow/profiles; there are {', '.join(sorted(p.name for p in profile.parent.iterdir()))}")
-    command = [sys.executable, '-m', 'snakemake', '--snakefile', str(root / 'workflow/Snakefile'), '--directory', str(results), '--workflow-profile', str(profile),
-               '--cores', str(cores), '--config', f'plan={plan_path}', f'python={sys.executable}', f'only={only}']
-    return command + ['--resources', f'gpu={gpus or 10_000}']
+    here = ['--cores', str(cores), '--resources', f'gpu={gpus or 10_000}'] if executor == 'local' else []   # elsewhere the scheduler knows what there is
+    return [sys.executable, '-m', 'snakemake', '--snakefile', str(root / 'workflow/Snakefile'), '--directory', str(results), '--workflow-profile', str(profile), *here,
+            '--config', f'plan={plan_path}', f'python={sys.executable}', f'only={only}', f'executor={executor}']
 
 # %% ../../nbs/study/55_batch.ipynb #88f320d6
 def _gpus():
@@ -247,7 +247,7 @@ def run_batch(
     slots = _slots(plan, cores)
     check_notebooks(plan)
     path = write_plan(plan, results)
-    environment = {**os.environ, 'AU_STUDY_DRIVER': driver_tag(), 'AU_STUDY_CACHE': str(cache_root()), 'AU_STUDY_ROOT': str(project_root()),
+    environment = {**os.environ, 'AU_STUDY_DRIVER': driver_tag() if executor == 'local' else '', 'AU_STUDY_CACHE': str(cache_root()), 'AU_STUDY_ROOT': str(project_root()),
                    'AU_STUDY_GPUS': f'{gpus}x{plan.runs_per_gpu}' if executor == 'local' else '', 'AU_STUDY_DEVICES': str(plan.devices), 'AU_STUDY_CHECKED': '1', 'PYTHONUNBUFFERED': '1'}
     progress = Progress(plan, store, slots, quiet)
     try:
@@ -313,6 +313,23 @@ def reproduce(
     except Busy as e: print(f'au-study: {e}', file=sys.stderr); return 2
 
 # %% ../../nbs/study/55_batch.ipynb #9b77641e
+def drop_damaged(
+    plan: Plan,         # what is asked for
+    store: RunStore,    # what is there
+) -> list[str]:
+    "Remove what is no longer what was written (a flipped bit, an edited file), so that it is made again; returns the ids, with the file that gave it away."
+    gone, waited = {}, {b for r, e in plan.runs.items() if not store.done(r) for b in e['before']}
+    for kind, entries in (('data', plan.data), ('runs', plan.runs), ('studies', plan.studies)):
+        for name in entries:
+            weights = kind != 'runs' or name in waited      # read where others build on them
+            bad = damaged(places(kind, name, store.root)['final'], lambda f: not f.endswith('.ipynb') and (weights or not f.startswith('weights/')))
+            if bad: gone[kind, name] = f'{name} ({bad[0]})'
+    for kind, name in gone:
+        if kind == 'runs': forget_runs(plan, store, [name])
+        else: remove_whole(places(kind, name, store.root)['final'])
+    return list(gone.values())
+
+# %% ../../nbs/study/55_batch.ipynb #aa28c7ff
 def _list(plan, store):
     "What each table costs, then the runs of a plan and their states."
     print('', cost_table(plan, store).to_string(na_rep='?'), 'minutes: of one run after the other, with the runs that other tables share', '', sep='\n')
@@ -321,6 +338,8 @@ def _list(plan, store):
     return 0
 
 def _reproduce(plan, store, cores, executor, again):
+    bad = drop_damaged(plan, store)
+    if bad: print(f"{len(bad)} results were damaged on disk and are made again: {', '.join(bad)}")
     drop_other_code(plan, store, again)
     for gone, why in ((drop_old_records(plan, store.root), 'records of data no longer hold (other world code, or the data were deleted)'),
                       (drop_stale(plan, store), 'runs were made on other data')):

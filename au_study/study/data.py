@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..faces.faceset import crop_digests, fingerprint_of
+from ..files import Damaged, sound
 from .config import Known, known_sets, open_known, tree_names
 from .manifests import ManifestError, Profile, load_profile, project_root, read_yaml
 from .protocol import Protocol
@@ -384,9 +386,10 @@ def record_holds(
     spec: dict,           # from `data_spec`
 ) -> bool:
     "Whether a record is there, of this version of the data, and the crops still lie where they lay."
-    try: record = read_record(results, spec)
-    except FileNotFoundError: return False
-    place = json.loads((Path(results) / 'data' / data_id(spec) / 'place.json').read_text(encoding='utf-8'))
+    try:
+        record = read_record(results, spec)
+        place = json.loads(sound(Path(results) / 'data' / data_id(spec) / 'place.json').read_text(encoding='utf-8'))
+    except (FileNotFoundError, Damaged, ValueError): return False
     return record.get('version') == data_version(spec) and (not place or Path(place).exists())
 
 # %% ../../nbs/study/27_data.ipynb #5775a806
@@ -402,16 +405,20 @@ def check_fingerprint(
     if faces.fingerprint != record['fingerprint']:
         raise DataChanged(f"{record['id']}: the record was made on data {record['fingerprint']}, found {faces.fingerprint}; "
                           "run `au-study reproduce` again, which makes the record and its runs anew")
+    if hasattr(faces, 'crops') and '_format' not in vars(faces) and fingerprint_of(faces, [crop_digests(faces.crops)]) != record['fingerprint']:   # what was loaded says what it was when it was saved
+        raise DataChanged(f"{record['id']}: the pixels in {getattr(faces.crops, 'filename', None) or 'its cache'} aren't those that were recorded: the file was changed on disk. "
+                          "Delete its folder if the face world or `au-study data prepare` made it (it is made again), or put back a good copy")
 
 # %% ../../nbs/study/27_data.ipynb #219ea871
 def read_record(
     results: str | Path,  # results folder
     spec: dict,           # from `data_spec`
 ) -> dict:
-    "Content of a data record; raises `FileNotFoundError` when the data weren't made yet."
+    "Content of a data record; raises `FileNotFoundError` when the data weren't made yet, `Damaged` when the record isn't what was written."
     path = Path(results) / 'data' / data_id(spec) / 'data.json'
     if not path.exists(): raise FileNotFoundError(f"no record of {data_id(spec)} in {Path(results).name}/data; `au-study reproduce` makes it before the runs")
-    return json.loads(path.read_text(encoding='utf-8'))
+    sound(path.with_name('frames.parquet'))   # the labels are the truth of every table
+    return json.loads(sound(path).read_text(encoding='utf-8'))
 
 # %% ../../nbs/study/27_data.ipynb #c80a6f9c
 def data_folds(

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ..files import Busy, claim, publish
+from ..files import Busy, claim, publish, seal
 from .warm import start
 
 # %% ../../nbs/study/35_launch.ipynb #6a51019f
@@ -195,6 +195,7 @@ def launch(
         with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '', int(os.environ.get('AU_STUDY_DEVICES') or 1)) as gpu:
             code = _execute(command, place['log'], gpu)
         if code == 0:
+            seal(place['out'])
             publish(place['out'], place['final'], KINDS[kind])
             _note_time(kind, place, Path(results), time.monotonic() - began)
         else:

@@ -24,7 +24,7 @@ import pandas as pd
 
 import au_study
 from ..faces.frames import KEYS, occurrence
-from ..files import claim, held, remove_whole
+from ..files import claim, held, remove_whole, sound
 from .data import digest, knob_words
 from .manifests import ManifestError, check_keys, results_root
 from .own_code import named, own_code
@@ -214,8 +214,8 @@ class RunStore:
         return 'failed' if self.failed(run_id).is_dir() else 'missing'
     def read(self, run_id: str, what: str = 'metrics') -> dict:
         "metrics, timing, environment or run of a finished run."
-        return json.loads((self.path(run_id) / f'{what}.json').read_text(encoding='utf-8'))
-    def scores(self, run_id: str) -> pd.DataFrame: return pd.read_parquet(self.path(run_id) / 'scores.parquet')
+        return json.loads(sound(self.path(run_id) / f'{what}.json').read_text(encoding='utf-8'))
+    def scores(self, run_id: str) -> pd.DataFrame: return pd.read_parquet(sound(self.path(run_id) / 'scores.parquet'))
     def forget(self, run_id: str):
         "Remove a finished run, in one step for whoever looks."
         remove_whole(self.path(run_id))
