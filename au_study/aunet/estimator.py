@@ -168,8 +168,7 @@ def _build(self: AUNet, faces) -> AUNetwork:
         if self.motion == 'flow': motion = FlowMotion(trunk.channels, out, self.alpha, self.beta)
         head = AUHead(trunk.channels if motion is None else out, K, out, 4 - (motion is not None), self.hidden, self.head_norm, reduce=motion is None)
         net = AUNetwork(trunk, head, motion)
-    weights = au_weights(self.__dict__['_rest'].labels()) if self.class_weights and '_rest' in self.__dict__ else torch.full((K,), 1 / K)
-    net.register_buffer('class_weights', weights)
+    net.register_buffer('class_weights', self.__dict__.get('_au_weights', torch.full((K,), 1 / K)))
     return net
 
 AUNet._trunk, AUNet.build = _trunk, _build
@@ -189,6 +188,14 @@ def _fitted_base(self: AUNet, faces, workdir):
     if self.base is not None and self.base.get_params(False).get('weights') is None and plain(self.base) != plain(base):
         raise ModelFileError('base_model holds a base with other parameters than `base`. Leave base=None to take what the folder holds, or give the right folder.')
     return base
+
+def _fit_weights(self: AUNet, faces) -> Tensor:
+    "Weights of the AUs in Eq. 1; raises ValueError that names an AU which never occurs, and the data sets that code it."
+    if not self.class_weights: return torch.full((len(faces.aus),), 1 / len(faces.aus))
+    def coded_in(column):
+        people = faces.frames.loc[faces.frames[column].notna(), 'subject']
+        return sorted(people.str.split('/').str[0].unique()) if people.str.contains('/').all() else [faces.card.name]
+    return au_weights(faces.labels(), names=[f"{c} (coded in {' and '.join(coded_in(c)) or 'no data set'})" for c in faces.columns])
 
 def _fit_vaes(self: AUNet, faces, seed) -> dict:
     "A VAE of the labels of each data set: name -> (columns, LabelVAE)."
@@ -214,6 +221,7 @@ def _fit(
     trainer = self.trainer_in_use()
     self._rest = faces.split_subjects(trainer.inner_fraction, trainer.seed)[0] if trainer.selection == 'inner' else faces
     try:
+        self._au_weights = self._fit_weights(self._rest)      # first: it may refuse, and what follows takes long
         if self.features != 'resnet18': self._base = self._fitted_base(faces, workdir)
         self.vaes_ = self._fit_vaes(self._rest, trainer.seed) if self.vae else {}
         AUEstimator.fit(self, faces, select_on, workdir)
@@ -222,10 +230,10 @@ def _fit(
             seal = None if self.base_model is None else json.loads((Path(self.base_model) / 'estimator.json').read_text())['seal']
             self.history_.attrs.update(base=self._base.training_id(), base_model=seal)
     finally:
-        for name in ('_base', '_rest'): self.__dict__.pop(name, None)
+        for name in ('_au_weights', '_base', '_rest'): self.__dict__.pop(name, None)
     return self
 
-AUNet._fitted_base, AUNet._fit_vaes, AUNet.fit = _fitted_base, _fit_vaes, _fit
+AUNet._fitted_base, AUNet._fit_weights, AUNet._fit_vaes, AUNet.fit = _fitted_base, _fit_weights, _fit_vaes, _fit
 
 # %% ../../nbs/aunet/60_estimator.ipynb #9e2fafc2
 def _derive(self: AUNet, faces) -> dict:

@@ -118,13 +118,15 @@ class AUNetwork(nn.Module):
 def au_weights(
     labels,                 # 0, 1 or NaN [N, K]
     scaling: str = 'paper', # 'paper': sum 1; 'released': mean 1
+    names=None,             # of the AUs, for the error; None: numbers of their columns
 ) -> Tensor:                # float32 [K]
     "Inverse rates of the AUs (AUNet Sec. IV-A). Raises ValueError for an AU that never occurs, or an unknown scaling."
     if scaling not in ('paper', 'released'): raise ValueError(f"scaling must be 'paper' or 'released', but is {scaling!r}.")
     labels = torch.as_tensor(labels, dtype=torch.float64)
     rate = labels.nanmean(0)
-    never = (~(rate > 0)).nonzero()[:, 0].tolist()
-    if never: raise ValueError(f'The AUs in columns {never} never occur in training, so 1 / rate has no value. Leave them out, train on more subjects, or do without AU weights.')
+    never = [f'column {i}' if names is None else names[i] for i in (~(rate > 0)).nonzero()[:, 0].tolist()]
+    if never: raise ValueError(f'Never active in the {len(labels)} frames of training: {", ".join(never)}. Weights of 1 / rate need every AU at least once: '
+                               'train on more frames or subjects, leave the AU out, or do without AU weights (class_weights=None).')
     w = (1 / rate) / (1 / rate).sum()
     return (w * len(w) if scaling == 'released' else w).float()
 
