@@ -169,5 +169,6 @@ def sound(
     "The path of a file that is what was sealed; raises Damaged, with the remedy, for another one."
     path = Path(path)
     if damaged(path.parent, lambda name: name == path.name):
-        raise Damaged(f"{path.parent.name}/{path.name} isn't what was written: its SHA-256 is not the one in {SEAL}. Call `au-study reproduce` again, which makes {path.parent.name} anew, or put back a good copy.")
+        raise Damaged(f"{path.parent.name}/{path.name} isn't what was written: its SHA-256 is not the one in {SEAL}. "
+                      f"Call `au-study reproduce` again, which makes {path.parent.name} anew, or put back a good copy.")
     return path
