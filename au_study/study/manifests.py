@@ -11,7 +11,9 @@ __all__ = ['KINDS', 'TURNS', 'ManifestError', 'project_root', 'results_root', 'r
 import difflib
 import os
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -42,7 +44,7 @@ def results_root(
     return Path(named).resolve() if named else project_root() / 'results'
 
 # %% ../../nbs/study/20_manifests.ipynb #f42bb4fe
-class _StrictLoader(yaml.SafeLoader): pass
+class _StrictLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)): pass
 
 def _unique_mapping(loader, node, deep=False):
     keys = [loader.construct_object(k, deep=True) for k, _ in node.value]
@@ -52,12 +54,15 @@ def _unique_mapping(loader, node, deep=False):
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
+@lru_cache(512)
+def _parsed(text): return yaml.load(text, _StrictLoader)
+
 # %% ../../nbs/study/20_manifests.ipynb #e552b96a
 def read_yaml(
     path: str | Path,  # a YAML file that holds one mapping
 ) -> dict:
     "Read a mapping from YAML; doubled keys and other shapes raise `ManifestError` that names the file."
-    try: content = yaml.load(Path(path).read_text(encoding='utf-8'), _StrictLoader)
+    try: content = deepcopy(_parsed(Path(path).read_text(encoding='utf-8')))
     except (yaml.YAMLError, ManifestError) as e: raise ManifestError(f"{Path(path).name}: {e}") from None
     if not isinstance(content, dict): raise ManifestError(f"{Path(path).name}: expected a mapping, found {type(content).__name__}")
     return content
