@@ -1,6 +1,7 @@
 """AUNet's landmark side: key names and counts written down independently, public files accepted and refused, losses in double precision, and eyes that never change."""
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from au_study.aunet.features import basic_features, landmark_share
 from au_study.aunet.landmarks import FANLandmarks, cumulated_area, landmark_errors, landmark_trainer
 from au_study.aunet.network import AUHead, AUNetwork, FrozenTrunk, au_weights, complexity, weighted_bce
 from au_study.aunet.parsing import PARTS, FaceParsing, ParsingNet, region_scores, region_shares
+from au_study.faces.faceset import FaceSet
 from au_study.faces.mixture import mix
 from au_study.nets.weights import WeightFileError
 from au_study.training import AUEstimator
@@ -268,8 +270,27 @@ def test_weighted_cross_entropy_in_double_precision(holes):
 
 
 def test_rates_that_have_no_inverse():
-    with pytest.raises(ValueError, match='never occur in training'): au_weights(np.array([[0., 1], [0, 0]]))
-    with pytest.raises(ValueError, match='never occur in training'): au_weights(np.array([[np.nan, 1], [np.nan, 0]]))
+    for column in ([0., 0.], [np.nan, np.nan]):
+        labels = np.array([column, [1., 0.]]).T
+        with pytest.raises(ValueError, match=r'in the 2 frames of training: column 0\. .*class_weights=None'): au_weights(labels)
+        with pytest.raises(ValueError, match=r'training: AU4\. '): au_weights(labels, names=['AU4', 'AU12'])
+
+
+def named(faces, name, aus, **labels):
+    "The same faces as another set that codes these AUs, with labels of our own."
+    frames = faces.frames[['subject', 'video', 'frame', *(f'AU{a}' for a in aus)]].assign(**labels)
+    return FaceSet(frames, faces.crops, faces.landmarks, replace(faces.card, name=name, aus=tuple(aus)))
+
+
+def test_an_au_that_never_occurs_is_named_with_the_sets_that_code_it():
+    a, b = blob_faces(**FACES), blob_faces(**FACES, seed=1)
+    with pytest.raises(ValueError, match=r'frames of training: AU12 \(coded in bp4d\)'): tiny(features='resnet18').fit(named(a, 'bp4d', (4, 12), AU12=0.))
+    one = mix([named(a, 'bp4d', (4,)), named(b, 'disfa', (4, 12), AU12=0.)])
+    with pytest.raises(ValueError, match=r'frames of training: AU12 \(coded in disfa\)'): tiny(features='resnet18').fit(one)
+    both = mix([named(a, 'bp4d', (4, 12), AU12=0.), named(b, 'disfa', (12,), AU12=0.)])
+    with pytest.raises(ValueError, match=r'AU12 \(coded in bp4d and disfa\)'): tiny(features='resnet18').fit(both)
+    model = tiny(features='resnet18', class_weights=None, epochs=1).fit(named(a, 'bp4d', (4, 12), AU12=0.))       # the remedy
+    assert model.module_.class_weights.tolist() == [.5, .5]
 
 
 # ---- estimators ---------------------------------------------------------------------------------------------------------------------------------------
@@ -399,11 +420,7 @@ def test_public_weights_make_a_base_without_training(tmp_path):
 
 def test_mixture_has_a_vae_for_each_set(eyes):
     a, b = blob_faces(**FACES), blob_faces(**FACES, seed=1)
-    b.frames['AU4'] = np.nan
-    from dataclasses import replace
-    from au_study.faces.faceset import FaceSet
-    b = FaceSet(b.frames.drop(columns='AU4'), b.crops, b.landmarks, replace(b.card, name='other', aus=(12,)))
-    faces = mix({'bp4d': a, 'other': b})
+    faces = mix({'bp4d': a, 'other': named(b, 'other', (12,))})
     model = tiny(vae=True, latent={'bp4d': 2, 'other': 1}, base_model=eyes).fit(faces)
     assert {k: columns for k, (columns, _) in model.vaes_.items()} == {'bp4d': [0, 1], 'other': [1]}
     sets = model.derive(faces)['set']
