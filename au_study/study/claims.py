@@ -32,7 +32,7 @@ from .launch import places
 from .manifests import ManifestError, Study, check_keys, load_profile, load_study, project_root, read_yaml
 from .plan import Plan, make_plan
 from .runs import RunStore
-from .tables import RowScores, paper_name, published_values, row_scores
+from .tables import RowScores, paper_name, published_rows, row_scores
 
 # %% ../../nbs/study/48_claims.ipynb #098813d5
 DIRECTIONS = ('higher', 'lower', 'not lower', 'not higher', 'equal')
@@ -205,15 +205,16 @@ class NotRun(Exception):
     "There is nothing to judge yet: what is missing."
 
 # %% ../../nbs/study/48_claims.ipynb #84640fa0
+@lru_cache(maxsize=8)
+def _multinomial(seed, n, n_boot): return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_boot).astype(float)
+
 def subject_weights(
     subjects,      # names [S]
     n_boot: int,   # draws
     key: str = '', # data set: people of the same name in another one are others
 ) -> np.ndarray:   # [B, S], how often each is drawn
     "Draws of people that are the same whenever the people are the same."
-    seed = int(digest([key, *map(str, subjects)]), 16) % 2 ** 32
-    n = len(subjects)
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_boot).astype(float)
+    return _multinomial(int(digest([key, *map(str, subjects)]), 16) % 2 ** 32, len(subjects), n_boot)
 
 def over_seeds(
     draws: np.ndarray,  # [B, R], an effect by seed
@@ -341,12 +342,14 @@ def ledger_plan(
     source: str = 'world',              # the same
     results: str | Path | None = None,  # results folder
     claims: list | None = None,         # None: all
+    batch: Plan | None = None,          # of the same profile and source: what it has planned isn't planned again
 ) -> Plan:
     "All runs and tables that the ledger looks at, with every seed that the store has."
     profile, store, claims = load_profile(profile), RunStore(results), load_claims() if claims is None else claims
     seeds = tuple(sorted(stored_seeds(store, profile.name) | set(profile.seeds)))
-    names = sorted({s for c in claims for t in c.tests for s in (t.study, t.more_than.get('study')) if s})
-    plan = None
+    plan = replace(batch, data=dict(batch.data), runs=dict(batch.runs), studies=dict(batch.studies)) if batch and set(seeds) <= {r['seed'] for r in batch.runs.values()} else None
+    there = {e['study'] for e in plan.studies.values()} if plan else ()
+    names = sorted({s for c in claims for t in c.tests for s in (t.study, t.more_than.get('study')) if s and s not in there})
     for sizes in [profile] if seeds == tuple(profile.seeds) else [profile, replace(profile, seeds=seeds)]:
         for name in names:
             try: part = make_plan([name], sizes, source, store.root)
@@ -501,16 +504,20 @@ Evidence.table, Evidence.cell_effect, Evidence._people = _table, cell_effect, _p
 CLAIM_COLUMNS = ['id', 'paper', 'claim', 'label', 'where', 'says', 'study', 'place', 'dataset', 'row', 'minus', 'item', 'metric', 'direction', 'margin', 'unit', 'verdict', 'effect', 'low', 'high',
                  'published', 'p', 'p_holm', 'seeds', 'folds', 'subjects', 'kind', 'profile', 'protocol', 'reason', 'fill', 'note']
 
+@lru_cache(maxsize=None)
+def _said(name):
+    "Row -> item -> number, of what the paper prints of a study's rows."
+    study = _study(name)
+    cells = published_rows(study) if study.kind == 'scores' else []
+    said = {row: dict(zip(own['item'], own['value'])) for row, own in cells.groupby('row')} if len(cells) else {}
+    return {r.name: said.get(r.published or r.name, {}) for r in study.rows}
+
 def _printed(test: Test) -> float:
     "The paper's own effect, where a table prints both rows."
     if test.published is not None: return float(test.published)
     if test.cell or test.more_than: return np.nan
-    study = _study(test.study)
-    rows = {r.name: r for r in study.rows}
-    def value(row):
-        said = published_values(study, rows[row]) if study.table is not None and study.kind == 'scores' else {}
-        return np.mean([_number(said.get(i, np.nan)) for i in test.item])
-    return float(value(test.row) - value(test.minus))
+    value, minus = (np.mean([_number(_said(test.study)[row].get(i, np.nan)) for i in test.item]) for row in (test.row, test.minus))
+    return float(value - minus)
 
 def _head(claim, test, profile):
     "What is known of a line before anything is measured."
