@@ -2,14 +2,17 @@
 import math
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from au_study.aunet import estimator as aunet_estimator
+from au_study.aunet.analyses import complexity_table, variant_table
 from au_study.aunet.estimator import AUNet, flow_maps
 from au_study.aunet.estimator import paper_trainer as aunet_trainer
 from au_study.aunet.fan import FAN, KNOWN_FILES, ConvBlock, KnownFile, count_parameters, decode_heatmaps, encode_heatmaps, load_public, save_fan
@@ -20,6 +23,7 @@ from au_study.aunet.parsing import PARTS, FaceParsing, ParsingNet, region_scores
 from au_study.faces.faceset import FaceSet
 from au_study.faces.mixture import mix
 from au_study.nets.weights import WeightFileError
+from au_study.study.manifests import project_root
 from au_study.training import AUEstimator
 from au_study.training.batches import blob_faces
 from au_study.training.estimator import ModelFileError
@@ -78,6 +82,21 @@ def test_operations_of_the_complexity_paragraph():
     with torch.device('meta'):                                              # shapes are enough to count
         assert math.isclose(complexity(FAN(2), (1, 3, 256, 256))['macs'] / 1e9, 13.97, rel_tol=.01)
         assert math.isclose(complexity(AUHead(768, 12), (1, 768, 64, 64))['macs'] / 1e9, 3.02, rel_tol=.01)
+    table = complexity_table(SimpleNamespace(faces=SimpleNamespace(aus=range(12))))[0].set_index(['row', 'item'])
+    for row, weights in (('face alignment module', 12.106504), ('AU-FAN, trained part', 1.857164), ('AUNet, trained part', 2.657036)):
+        assert math.isclose(table.loc[(row, 'weights, millions'), 'measured'], weights, abs_tol=1e-9)
+        operations = table.loc[(row, 'multiplications, thousand millions')]
+        assert math.isclose(operations['measured'], operations['published'], rel_tol=.01), row
+
+
+def test_variants_of_table_six_have_what_is_printed():
+    printed = pd.read_csv(project_root() / 'data_manifests/published/aunet_table6.csv')
+    table, _, note = variant_table(SimpleNamespace(faces=SimpleNamespace(aus=range(12)), published=printed))
+    assert note == '12 of 12 printed cells agree.'
+    weights = table[table['item'] == 'weights that are trained'].set_index('row')['measured']
+    assert weights.to_dict() == {'AU-FAN': '1,857,164', 'AU-VAE': '1,857,164', 'AU-TDN': '2,657,036', 'AUNet': '2,657,036'}
+    _, _, wrong = variant_table(SimpleNamespace(faces=SimpleNamespace(aus=range(12)), published=printed.assign(value='✓')))
+    assert wrong.startswith('7 of 12')
 
 
 def block_by_hand(x, block):
