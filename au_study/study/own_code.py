@@ -72,7 +72,7 @@ def _registered(): return {e.value.partition(':')[0].partition('.')[0] for g in 
 
 def _served(place):
     "Whether a file or folder belongs to Python or to installed packages."
-    return any(h == place or h in place.parents for h in _homes())
+    return not {'site-packages', 'dist-packages'}.isdisjoint(place.parts) or any(h == place or h in place.parents for h in _homes())
 
 def is_own(
     module: str,  # name of an imported module
@@ -84,8 +84,10 @@ def is_own(
 
 # %% ../../nbs/study/22_own_code.ipynb #7c9965cf
 def _imported(path):
-    "First names of what a source file imports."
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    "First names of what a source file imports; nothing, if it is written for another Python."
+    try: tree = ast.parse(path.read_text(encoding='utf-8'))
+    except SyntaxError: return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import): yield from (a.name.partition('.')[0] for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module: yield node.module.partition('.')[0]
 
