@@ -144,8 +144,8 @@ def test_a_batch_on_slurm_gives_the_tables_of_a_local_one(place, slurm):  # noqa
     log = place / "cluster/logs/snakemake.log"
     said = done.stdout + done.stderr + (log.read_text()[-3000:] if log.exists() else "")
     assert done.returncode == 0, said
-    jobs = inside(slurm, "squeue", "--states=all", "-h", "-o", "%T %b %C %k").stdout.splitlines()
-    states, gpus = [j.split()[0] for j in jobs], [j for j in jobs if "gpu" in j.split()[1]]
+    jobs = inside(slurm, "squeue", "--states=all", "-h", "-O", "State:20,tres-per-job:40,Comment:300").stdout.splitlines()
+    states, gpus = [j.split()[0] for j in jobs], [j for j in jobs if "gpu:1" in j.split()[1]]
     assert len(jobs) == 4 and set(states) == {"COMPLETED"}, jobs          # one data set, two runs, one table; the report is made on the login node
     assert len(gpus) == 2 and all("rule_run" in j for j in gpus), jobs
     local = subprocess.run(call(place, "local"), env=env, cwd=place, capture_output=True, text=True, timeout=1200)
