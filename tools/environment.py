@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 13)
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
-IMPORT_NAMES = {"dlib-bin": "dlib", "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "myst-nb": "myst_nb", "beautifulsoup4": "bs4"}
+IMPORT_NAMES = {"dlib-bin": "dlib", "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "myst-nb": "myst_nb", "beautifulsoup4": "bs4", "pytest-xdist": "xdist"}
 TOOLS = {"ruff"}  # used as commands, not imported
 COMFORTS = {"jupyterlab", "jupytext", "nbdime"}  # for people; no target needs them
 MARK = "au_study-environment"  # file in the environment that says what was installed

@@ -1,6 +1,6 @@
-"""All that `make test` checks, cheap things first: lint, every notebook in a process of its own, pytest.
+"""All that `make test` checks, cheap things first: lint, every notebook in a process of its own, every study in the smoke profile, pytest.
 
-    python tools/run_tests.py [--workers 2] [--only lint notebooks pytest]
+    python tools/run_tests.py [--workers 2] [--only lint notebooks studies pytest]
 
 A notebook is run by nbdev_test, in a process that is forked from one that has imported the packages (au_study.study.warm). Its seconds are remembered
 (build/test_seconds.json), so that the next run can start with the slowest and say how long is left.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from lint_notebooks import ROOT, all_notebooks
 from au_study.study.warm import start, warm_server
 
 TIMES = ROOT / "build" / "test_seconds.json"
-STAGES = ("lint", "notebooks", "pytest")
-GUESS = {"lint": 30.0, "pytest": 120.0}  # seconds, where nothing was measured yet; 8 for a notebook
+SMOKE = ROOT / "build" / "smoke"  # results of the studies; made anew each time
+STAGES = ("lint", "notebooks", "studies", "pytest")
+GUESS = {"lint": 30.0, "studies": 480.0, "pytest": 180.0}  # seconds, where nothing was measured yet; 8 for a notebook
 LIMIT = 600  # seconds after which a notebook is stopped; library notebooks take a few
 
 
@@ -94,9 +96,23 @@ def run_notebooks(times: dict[str, float], workers: int) -> bool:
     return not failures
 
 
+def run_studies(times: dict[str, float], workers: int) -> bool:
+    "Every study of every paper from nothing, in seconds a run: each must end in its table. The tables are in a log."
+    shutil.rmtree(SMOKE, ignore_errors=True)
+    SMOKE.mkdir(parents=True)
+    command = [sys.executable, "-m", "au_study.study.cli", "reproduce", "--all", "--profile", "smoke", "--results", str(SMOKE), "--cores", str(workers)]
+    with open(SMOKE / "tables.txt", "w") as tables:
+        code = subprocess.run(command, cwd=ROOT, stdout=tables).returncode
+    made, wanted = {p.stem for p in (SMOKE / "tables").glob("*/*.csv")}, {p.stem for p in (ROOT / "data_manifests" / "studies").glob("*.yaml")}
+    print(f"studies: {len(made & wanted)} of {len(wanted)} have a table; exit code {code}")
+    if code:
+        print((SMOKE / "tables.txt").read_text()[-3000:])
+    return code == 0 and made >= wanted
+
+
 def run_pytest(times: dict[str, float], workers: int) -> bool:
-    "pytest; its closing line is the last that is printed."
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=8", "tests"], cwd=ROOT).returncode == 0
+    "pytest, its tests shared out between the workers; its closing line is the last that is printed."
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=8", "-n", str(workers), "tests"], cwd=ROOT).returncode == 0
 
 
 def main() -> None:
