@@ -92,7 +92,7 @@ def _study(name, when): return load_study(name)
 def _card(paper, when):
     from au_study.study.published import published_card
     try: return paper_name(paper), str(published_card(paper).get('title', ''))
-    except (FileNotFoundError, ManifestError): return paper, ''
+    except (FileNotFoundError, ManifestError): return paper.replace('_', ' ').capitalize(), 'Studies that are in none of the papers'   # a collection of one's own, or the kit's evidence
 
 # %% ../../nbs/study/50_report.ipynb #da735130
 def run_file(results: Path, run: str, what: str) -> dict:
@@ -374,7 +374,7 @@ def judge_claims(
 ) -> Path:
     "Judge the ledger of claims and keep the lines; raises `ManifestError` for a profile that has no name."
     from au_study.study.claims import claims_table, ledger_plan
-    table = claims_table(ledger_plan(plan.profile, plan.source, results), RunStore(results))
+    table = claims_table(ledger_plan(plan.profile, plan.source, results, batch=plan), RunStore(results))
     return write_text(claims_file(plan, results), table.to_csv(index=False, lineterminator='\n'))
 
 def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None, whether runs have ended since
@@ -480,6 +480,8 @@ def others_table(plans: list[Plan], results: Path) -> Table:
 # %% ../../nbs/study/50_report.ipynb #0e2d1921
 ORDER = ('full', 'quick', 'smoke')
 
+def _most_capable(plan): return ORDER.index(plan.profile) if plan.profile in ORDER else -1, plan.name
+
 def readable_plans(results: Path) -> list[Plan]:
     "The plans of a results folder; one that another version wrote in another form is left out."
     found = []
@@ -497,7 +499,7 @@ def write_report(
     "Write `index.html` and the papers' pages: the current batch, then the others; returns the path of the overview."
     results = Path(results)
     plans = readable_plans(results)
-    plans.sort(key=lambda p: (ORDER.index(p.profile) if p.profile in ORDER else -1, p.name))
+    plans.sort(key=_most_capable)
     current = current or (plans[0] if plans else None)
     others = [p for p in plans if current is None or p.name != current.name]
     batch = batch_pages(current, results, slots, running) if current else None
@@ -529,6 +531,7 @@ def notebook_pages(
 EXAMPLES = """examples:
   au-study report                      write results/index.html anew, and the tables beside it
   au-study report --claims             also judge the ledger of claims anew
+  au-study report --keep               also keep the batch's tables, scores and machine in results/reference, to be committed
   au-study report --notebooks          also a page of every executed notebook (a third of a second each)
   au-study report --results elsewhere --plan elsewhere/plans/quick-world.json"""
 
@@ -539,6 +542,7 @@ def add_arguments(
     parser.add_argument('--results', metavar='DIR', help='results folder (default: results in the checkout)')
     parser.add_argument('--plan', metavar='FILE', help='plan of the batch to show first (default: the most capable profile)')
     parser.add_argument('--claims', action='store_true', help="judge the ledger of claims anew (a tenth of a second a test)")
+    parser.add_argument('--keep', nargs='?', const='', metavar='DIR', help='also keep what is small of the batch that is shown first, with its claims judged anew (default: results/reference in the checkout)')
     parser.add_argument('--notebooks', action='store_true', help='also make a page of every executed notebook that has none')
 
 def run(
@@ -548,7 +552,9 @@ def run(
     results = results_root(args.results)
     plans = [read_plan(args.plan)] if args.plan else readable_plans(results)
     for plan in plans: collect_tables(plan, results)
-    for plan in plans if args.claims else (): _judge(plan, results)
+    plans.sort(key=_most_capable)
+    for plan in plans if args.claims else plans[:1] if args.keep is not None else (): _judge(plan, results)
+    if args.keep is not None: _keep(plans, results, args.keep)
     if args.notebooks: print(f'{sum(notebook_pages(p, results) for p in plans)} notebooks became pages.')
     print(write_report(results, plans[0] if args.plan else None))
     return 0
@@ -557,6 +563,14 @@ def _judge(plan, results):
     "Claims of a batch; a profile of one's own has none."
     try: print(judge_claims(plan, results))
     except ManifestError as e: print(f'{plan.name}: no claims judged ({e})')
+
+def _keep(plans, results, folder):
+    "Keep the first batch for others."
+    from au_study.study.reference import keep, size
+    if not plans: raise ValueError(f'{results.name} holds no batch that could be kept; `au-study reproduce` makes one')
+    ledger = claims_file(plans[0], results)
+    kept = keep(plans[0], results, folder or None, pd.read_csv(ledger) if ledger.exists() else None)
+    print(f'{kept}: {size(kept) / 1e6:.1f} MB')
 
 def main(argv: list[str] | None = None) -> int:
     "The same as a module: what the batch calls at its end."
