@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 MAX_KB = 200
-PAGES = {"index", "data_card", "misprints", "atlas", "tutorials"}  # notebooks, or folders of them, that may explain without exporting
+PAGES = {"index", "data_card", "evidence", "atlas", "tutorials"}  # notebooks, or folders of them, that may explain without exporting
 FORBIDDEN_IMPORTS = {"torchvision", "timm"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jp2", ".ppm", ".svg", ".pdf", ".eps",
             ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg"}

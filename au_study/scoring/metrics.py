@@ -32,7 +32,7 @@ class Metric:
     @property
     def scale(self) -> int: return 100 if self.percent else 1
     @property
-    def digits(self) -> int: return 1 if self.percent else 3
+    def digits(self) -> int: return 1 if self.percent else 2
     @property
     def unit(self) -> str: return f'{self.title} (%)' if self.percent else self.title
 

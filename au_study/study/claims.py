@@ -342,7 +342,7 @@ def ledger_plan(
     source: str = 'world',              # the same
     results: str | Path | None = None,  # results folder
     claims: list | None = None,         # None: all
-    batch: Plan | None = None,          # of the same profile and source: what it has planned isn't planned again
+    batch: Plan | None = None,          # of the same profile and source: taken over, and of other studies only those are looked for that have a table
 ) -> Plan:
     "All runs and tables that the ledger looks at, with every seed that the store has."
     profile, store, claims = load_profile(profile), RunStore(results), load_claims() if claims is None else claims
@@ -350,6 +350,9 @@ def ledger_plan(
     plan = replace(batch, data=dict(batch.data), runs=dict(batch.runs), studies=dict(batch.studies)) if batch and set(seeds) <= {r['seed'] for r in batch.runs.values()} else None
     there = {e['study'] for e in plan.studies.values()} if plan else ()
     names = sorted({s for c in claims for t in c.tests for s in (t.study, t.more_than.get('study')) if s and s not in there})
+    if batch:
+        made = {p.name.partition(f'-{profile.name}-')[0] for p in (store.root / 'studies').glob(f'*-{profile.name}-*')} | {e['study'] for e in batch.studies.values()}
+        names = [n for n in names if Path(n).stem in made]
     for sizes in [profile] if seeds == tuple(profile.seeds) else [profile, replace(profile, seeds=seeds)]:
         for name in names:
             try: part = make_plan([name], sizes, source, store.root)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections import Counter
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +110,7 @@ def machine(
     return {'batch': plan.name, 'profile': plan.profile, 'about': plan.title, 'data': 'world' if plan.source == 'world' else 'real', 'processor': processor(), 'cpus': os.cpu_count(),
             'memory_gb': round(psutil.virtual_memory().total / 2 ** 30, 1), 'gpus': gpus(), 'threads': [json.loads(t) for t in each('threads')],
             'python': [json.loads(p) for p in each('python')], 'packages': [json.loads(p) for p in each('packages')], 'code': [json.loads(c) for c in each('code')], 'commit': commit(),
-            'date': datetime.now(timezone.utc).date().isoformat(), 'seeds': sorted({plan.runs[r]['seed'] for r in done}), 'folds': sorted({plan.runs[r]['fold'] for r in done}),
+            'date': datetime.now(UTC).date().isoformat(), 'seeds': sorted({plan.runs[r]['seed'] for r in done}), 'folds': sorted({plan.runs[r]['fold'] for r in done}),
             'runs': [len(done), len(plan.runs)], 'tables': [tables, len(plan.studies)], 'computing_seconds': round(sum(sum(store.read(r, 'timing')['seconds'].values()) for r in done)),
             'wall_seconds': round(took(plan, results))}
 
@@ -233,7 +233,8 @@ def batch_words(
     def several(n, word): return f'{n:,} {word}' + 's' * (n != 1)
     rows = [('profile', f"{m['profile']}: {m['about']}"), ('data', 'the synthetic face world; published numbers are of photographs' if m['data'] == 'world' else 'real data'),
             ('machine', f"{m['processor']}, {several(m['cpus'], 'CPU core')}, {m['memory_gb']:g} GB of memory"), ('GPU', listed(m['gpus']) or 'none: everything was trained on CPU cores'),
-            ('threads a run', listed(m['threads'])), ('Python', listed(m['python'])), ('packages', packages), ('commit', f"{m['commit']}; code of the methods {listed(m['code'])}"), ('date', m['date']),
+            ('threads a run', listed(m['threads'])), ('Python', listed(m['python'])), ('packages', packages),
+            ('commit', f"{m['commit']}; code of the methods {listed(m['code'])}"), ('date', m['date']),
             ('seeds', listed(m['seeds']) + ('; one training of each network, so no claim can be *supported* or *refuted* by it' if len(m['seeds']) == 1 else '')), ('folds', listed(m['folds'])),
             ('made', f"{m['runs'][0]} of {several(m['runs'][1], 'run')}, {m['tables'][0]} of {several(m['tables'][1], 'table')}"),
             ('time', f"{m['computing_seconds'] / 3600:.1f} hours of computing, {m['wall_seconds'] / 3600:.1f} hours from the first start to the last result"),

@@ -8,9 +8,9 @@ __all__ = ['DEPTH', 'ORDER', 'EXAMPLES', 'state', 'states', 'read_failure', 'sta
            'notebook_address', 'row_addresses', 'runs_table', 'section_key', 'section', 'make_section',
            'section_tables', 'place_words', 'status_words', 'how', 'notes_of', 'first_sentence', 'figure_of',
            'file_links', 'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'claims_file',
-           'judge_claims', 'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page', 'paper_page',
-           'tables_table', 'batch_pages', 'others_table', 'readable_plans', 'write_report', 'notebook_pages',
-           'add_arguments', 'run', 'main']
+           'judge_claims', 'end_with_claims', 'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page',
+           'paper_page', 'tables_table', 'batch_pages', 'others_table', 'readable_plans', 'write_report',
+           'notebook_pages', 'add_arguments', 'run', 'main']
 
 # %% ../../nbs/study/50_report.ipynb #fe0f2834
 import argparse
@@ -377,6 +377,17 @@ def judge_claims(
     table = claims_table(ledger_plan(plan.profile, plan.source, results, batch=plan), RunStore(results))
     return write_text(claims_file(plan, results), table.to_csv(index=False, lineterminator='\n'))
 
+def end_with_claims(
+    plan: Plan,     # a batch that has ended
+    results: Path,  # results folder
+) -> str:           # a line for the terminal; '' where the ledger says nothing: for smoke, and for a profile of one's own
+    "Judge the ledger after a batch."
+    if plan.profile == 'smoke': return ''
+    try: lines = pd.read_csv(judge_claims(plan, results))
+    except ManifestError: return ''
+    own = lines[lines['study'].isin({e['study'] for e in plan.studies.values()})]
+    return f'Claims tested by these studies: {verdict_counts(own)}. `au-study claims` shows them.' if len(own) else ''
+
 def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None, whether runs have ended since
     "The kept verdicts of a batch."
     path = claims_file(plan, results)
@@ -541,8 +552,9 @@ def add_arguments(
     "Declare the command's arguments."
     parser.add_argument('--results', metavar='DIR', help='results folder (default: results in the checkout)')
     parser.add_argument('--plan', metavar='FILE', help='plan of the batch to show first (default: the most capable profile)')
-    parser.add_argument('--claims', action='store_true', help="judge the ledger of claims anew (a tenth of a second a test)")
-    parser.add_argument('--keep', nargs='?', const='', metavar='DIR', help='also keep what is small of the batch that is shown first, with its claims judged anew (default: results/reference in the checkout)')
+    parser.add_argument('--claims', action='store_true', help="judge the ledger of claims anew (seconds)")
+    parser.add_argument('--keep', nargs='?', const='', metavar='DIR',
+                        help='also keep what is small of the first batch, its claims judged anew, to be committed (default: results/reference in the checkout)')
     parser.add_argument('--notebooks', action='store_true', help='also make a page of every executed notebook that has none')
 
 def run(
