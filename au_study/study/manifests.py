@@ -243,7 +243,7 @@ def _checked(study):
     for profile, sizes in study.sizes.items(): check_keys(sizes, {r.estimator for r in study.rows if r.estimator}, f'{where}, sizes of {profile}')
     measured = [r.name for r in study.rows if r.estimator]
     if study.reference and study.reference not in measured:
-        raise ManifestError(f"{where}: reference {study.reference!r} is no measured row; there are {', '.join(measured)}")
+        raise ManifestError(f"{where}: reference {study.reference!r} is no measured row; there are {', '.join(measured)}. Add that row, or name another `reference`")
     return study
 
 # %% ../../nbs/study/20_manifests.ipynb #d7d035a4

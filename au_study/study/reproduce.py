@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   au-study reproduce --all --profile smoke        every path in seconds a run
   au-study reproduce --data bp4d,disfa            real data, known by `au-study data add`; the face world for the rest
   au-study reproduce au_rcnn_table8 --data ~/au   on your own FaceSets, saved as ~/au/disfa and so on
+  au-study reproduce ./mine.yaml                  a study of your own, by its path; a method of your own may lie beside it
   au-study reproduce aunet_table7 --seeds 3       three trainings of each run, which a claim needs to be supported
   au-study reproduce --all --profile full --executor slurm"""
 
