@@ -27,7 +27,7 @@ from .data import cache_root, record_holds
 from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
 from .manifests import ManifestError, load_study, project_root, results_root
 from .plan import Plan, make_plan, make_ready, write_plan
-from .report import collect_tables, read_failure, states, write_report
+from .report import collect_tables, end_with_claims, read_failure, states, write_report
 from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
 from .warm import warm_server
@@ -330,6 +330,14 @@ def drop_damaged(
     return list(gone.values())
 
 # %% ../../nbs/study/55_batch.ipynb #aa28c7ff
+def _judge(plan, results):
+    "What the batch says of the papers' claims, in the report as well."
+    said = end_with_claims(plan, results)
+    if said:
+        write_report(results, plan)
+        print(f'\n{said}')
+
+
 def _list(plan, store):
     "What each table costs, then the runs of a plan and their states."
     print('', cost_table(plan, store).to_string(na_rep='?'), 'minutes: of one run after the other, with the runs that other tables share', '', sep='\n')
@@ -356,6 +364,7 @@ def _reproduce(plan, store, cores, executor, again):
     lost = failures(plan, store.root)
     for line in lost: print(line, file=sys.stderr)
     if code and not lost: print(f"Not all was made ({len(not_there(plan, store.root))} results are missing); see {store.root / 'logs/snakemake.log'}", file=sys.stderr)
+    _judge(plan, store.root)
     print(f"\n{in_words(time.monotonic() - began)}. Report: {store.root / 'index.html'}\nTables: {store.root / 'tables' / plan.name}")
     return 1 if code else 0
 
@@ -366,5 +375,6 @@ def _nothing_to_do(plan, store):
     collect_tables(plan, store.root)
     write_report(store.root, plan)
     print_tables(plan, store.root)
+    _judge(plan, store.root)
     print(f"\nNothing to do: all {len(plan.runs)} runs and {len(plan.studies)} tables are there. Report: {store.root / 'index.html'}")
     return 0
