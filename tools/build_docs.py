@@ -159,9 +159,9 @@ def convert(cells: list[dict], page: str, linker: Linker) -> list[dict]:
 
 # --- navigation ------------------------------------------------------------------------------------------------------------------------
 
-def toctree(entries: list[str], caption: str | None = None, hidden: bool = True) -> str:
+def toctree(entries: list[str], caption: str | None = None, hidden: bool = True, depth: int = 2) -> str:
     "A table of contents."
-    options = [f":caption: {caption}"] * bool(caption) + [":hidden:"] * hidden + [":maxdepth: 2"]
+    options = [f":caption: {caption}"] * bool(caption) + [":hidden:"] * hidden + [f":maxdepth: {depth}"]
     return "\n".join(["```{toctree}", *options, "", *entries, "```"])
 
 
@@ -199,7 +199,9 @@ def write_source(base: str) -> int:
         members = [pages[source].split("/", 1)[1] for source in sorted(pages) if source.startswith(chapter + "/") and pages[source] != f"{chapter}/index"]
         own = converted.setdefault(f"{chapter}/index", [markdown_cell(f"# {title}")])
         if members:
-            own.append(markdown_cell("## Pages of this chapter\n\n" + toctree(members, hidden=False)))
+            listed = "".join(text(cell) for cell in own if cell["cell_type"] == "markdown")
+            whole = all(re.search(rf"\]\({re.escape(m)}\.ipynb[)#]", listed) for m in members)  # the page lists its chapter by itself
+            own.append(markdown_cell("## Pages of this chapter\n\n" * (not whole) + toctree(members, hidden=whole, depth=1)))
     front = converted.setdefault("index", [markdown_cell("# au_study")])
     front += [markdown_cell(toctree(entries, caption=part)) for part, entries in navigation(pages).items()]
     for page, cells in converted.items():
