@@ -21,6 +21,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 # Pages hold the outputs that are stored in the notebooks; nothing is run here.
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
+nb_render_markdown_format = "myst"  # tables and formulas that a cell wrote, too
 suppress_warnings = ["mystnb.unknown_mime_type"]  # the trace that opening a licensed data set leaves has no page to show
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Hide source"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
