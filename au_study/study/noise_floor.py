@@ -239,7 +239,8 @@ def _noise_figure(splits, seeds):
             top.plot(v, np.full(len(v), 2 * i + j) + np.linspace(-.2, .2, len(v)), 'o', ms=3, alpha=.6, color=f'C{j}')
     top.set(yticks=range(4), yticklabels=[f'{k}, {w}' for k in VIEWS for w in ('partitions', 'seeds')], xlabel='F1 minus its mean (points)')
     below.plot(reported_differences(), np.linspace(0, 1, len(reported_differences())), drawstyle='steps-post', color='k', lw=1)
-    below.axvspan(0, 2 * np.mean([splits[k]['other people'].mean() for k in VIEWS]), color='0.9')
+    below.axvspan(0, 2 * np.mean([splits[k]['other people'].mean() for k in VIEWS]), color='0.9', label='within twice the standard error of other people')
+    below.legend(loc='lower right', fontsize=8)
     below.set(xlabel='size of a difference that a paper reports (points)', ylabel='share of them'); below.set_xlim(left=0)
     return fig
 
