@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .launch import places
@@ -186,7 +187,7 @@ def in_words(
 def cost_table(
     plan: Plan,       # what is asked for
     store: RunStore,  # what is there
-) -> pd.DataFrame:    # index: study; columns: runs, shared, missing, minutes (one at a time, None: not known)
+) -> pd.DataFrame:    # index: study; columns: runs, shared, missing, minutes (one at a time, NaN: not known)
     "Runs and computing time of each study of a plan, with the stages that its runs are built on."
     left, users = _durations(plan, store, Timings(read_timings(store.root), reference_timings()), None), {}
     needs = {s: _all_runs(plan, [r for ids in e['rows'].values() for r in ids]) for s, e in plan.studies.items()}
@@ -196,7 +197,7 @@ def cost_table(
     for s, runs in needs.items():
         parts = [left[k] for k in [*(('runs', r) for r in runs), ('studies', s)] if k in left]
         rows[plan.studies[s]['study']] = {'runs': len(runs), 'shared': sum(users[r] > 1 for r in runs), 'missing': sum(('runs', r) in left for r in runs),
-                                          'minutes': None if None in parts else round(sum(parts) / 60, 1)}
+                                          'minutes': np.nan if None in parts else round(sum(parts) / 60, 1)}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('study')
 
 def _all_runs(plan, runs):

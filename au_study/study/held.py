@@ -61,7 +61,7 @@ def held(
     batch, ledger = reference_ledger(folder)
     own = None if ledger is None else ledger[ledger['paper'] == paper]
     if own is None or not len(own):
-        table = pd.DataFrame([(c.says, c.where, c.needs or 'not run') for c in load_claims([paper])], columns=['claim', 'where', 'verdict'])
+        table = pd.DataFrame([(c.says, c.where, f'published only: {c.needs}' if c.needs else 'not run') for c in load_claims([paper])], columns=['claim', 'where', 'verdict'])
         said = f'No reference results are kept yet. `au-study reproduce {paper} --seeds 3`, then `au-study claims {paper}`, judges these {len(table)} claims:'
         return Shown(f'{said}\n\n{markdown(table)}')
     said = ', '.join(f'{n} {word}' for word, n in count_verdicts(own).items() if n)
