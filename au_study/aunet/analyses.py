@@ -410,7 +410,8 @@ def _robustness_figure(table, models, kinds):
             if (name, f'landmark error %, {kind}: {levels[0]:g}') in value: errors.plot(range(len(levels)), [value[name, f'landmark error %, {kind}: {v:g}'] for v in levels], '--', color='0.6', lw=1)
         errors.set_ylabel('landmark error, %', fontsize=7, color='0.5'); errors.tick_params(labelsize=7, colors='0.5')
         axis.set(xticks=range(len(levels)), xticklabels=[f'{v:g}' for v in levels], xlabel=kind, ylabel='F1, %')
-        axis.xaxis.label.set_size(8); axis.legend(fontsize=7)
+        axis.xaxis.label.set_size(8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=len(models), fontsize=7, frameon=False)
     return figure
 
 def _robustness_note(kinds, test):
