@@ -266,6 +266,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     claims = ledger(tmp_path, gain=compare(BETTER, "higher"), lost="study: au_rcnn_table8; row: AR_res; minus: CNN_res; direction: higher", other="needs: another group's method")
     monkeypatch.setattr(C, "load_claims", lambda papers=None: claims)
     monkeypatch.setattr(C, "ledger_plan", lambda *a: plan)
+    monkeypatch.setenv("COLUMNS", "150")
     parser = argparse.ArgumentParser()
     C.add_arguments(parser)
     assert C.run(parser.parse_args(["au_rcnn", "--results", str(store.root), "--csv", str(tmp_path / "c.csv")])) == 0

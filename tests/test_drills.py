@@ -126,7 +126,7 @@ def test_a_full_disk_stops_the_batch_and_room_lets_it_go_on(place, small_disk):
             while True: f.write(bytes(4096))
         except OSError as e: assert e.errno == errno.ENOSPC
     said, _ = batch.communicate(timeout=900)
-    assert batch.returncode == 1 and "No space left on device" in said, said
+    assert batch.returncode in (1, 2) and "No space left on device" in said, said    # a run found no room, or the batch itself
     assert not tables(place, "full")
     (disk / "ballast").unlink()
     done = reproduce(place, "full")

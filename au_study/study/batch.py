@@ -59,7 +59,7 @@ def sync_marks(
         for name in entries:
             place = places(kind, name, results)
             if not place['final'].is_dir(): place['mark'].unlink(missing_ok=True)
-            elif not place['mark'].exists():
+            elif not place['mark'].exists() or place['mark'].stat().st_mtime > time.time():   # the clock was set back: nothing new could be newer than that
                 place['mark'].parent.mkdir(parents=True, exist_ok=True)
                 place['mark'].touch()
 
