@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEAL', 'whole_file', 'write_text', 'whole_folder', 'remove_whole', 'publish', 'Busy', 'claim', 'held', 'Damaged',
-           'seal', 'damaged', 'sound']
+           'file_sha256', 'seal', 'damaged', 'sound']
 
 # %% ../nbs/05_files.ipynb #ea441aa5
 import fcntl
@@ -138,7 +138,10 @@ class Damaged(RuntimeError):
 
 SEAL = "sums.json"
 
-def _sha256(path):
+def file_sha256(
+    path: str | Path,  # a file
+) -> str:             # 64 hexadecimal digits
+    "Hash of a file's content."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -148,7 +151,7 @@ def seal(
     "Write down the hash of every file below a folder."
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
-    return write_text(folder / SEAL, json.dumps({p.relative_to(folder).as_posix(): _sha256(p) for p in files}, indent=1))
+    return write_text(folder / SEAL, json.dumps({p.relative_to(folder).as_posix(): file_sha256(p) for p in files}, indent=1))
 
 
 def damaged(
@@ -160,7 +163,7 @@ def damaged(
     if not (folder / SEAL).exists(): return []
     try: sums = dict(json.loads((folder / SEAL).read_text(encoding="utf-8")))
     except (ValueError, TypeError): return [SEAL]
-    return [f for f, sha in sums.items() if wanted(f) and not ((folder / f).is_file() and _sha256(folder / f) == sha)]
+    return [f for f, sha in sums.items() if wanted(f) and not ((folder / f).is_file() and file_sha256(folder / f) == sha)]
 
 
 def sound(

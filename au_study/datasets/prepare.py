@@ -38,7 +38,7 @@ from ..faces.faceset import FORMAT as FACESET_FORMAT
 from ..faces.faceset import FaceSet, fingerprint_of
 from ..faces.frames import check_frames, write_frames
 from ..faces.landmarks import DlibDetector, WorldDetector
-from ..files import remove_whole, write_text
+from ..files import file_sha256, remove_whole, write_text
 
 # %% ../../nbs/datasets/70_prepare.ipynb #ef6d0f92
 __all__ = ["PrepareError", "Prepared", "prepare", "RECIPES", "add_arguments", "run"]
@@ -392,7 +392,7 @@ def _write_faceset(faces, folder, fingerprint):
     np.save(folder / "landmarks.npy", np.ascontiguousarray(faces.landmarks))
     files = {}
     for name in ("frames.parquet", "landmarks.npy", "card.json", "crops.npy"):
-        with open(folder / name, "rb") as f: digest = None if name == "crops.npy" else hashlib.file_digest(f, "sha256").hexdigest()
+        digest = None if name == "crops.npy" else file_sha256(folder / name)
         files[name] = dict(bytes=(folder / name).stat().st_size, sha256=digest)
     write_text(folder / "manifest.json", json.dumps(dict(format=FACESET_FORMAT, fingerprint=fingerprint, n=len(faces), size=faces.size, files=files), indent=1))
 

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .frames import KEYS, LABEL_RANGES, FrameTableError, check_frames, read_frames, write_frames
 from .privacy import note_opened
-from ..files import whole_folder
+from ..files import file_sha256, whole_folder
 
 # %% ../../nbs/faces/20_faceset.ipynb #ca7e103f
 __all__ = ["DatasetCard", "FaceSetError", "CropView", "FaceSet", "crop_digest", "crop_digests", "fingerprint_of"]
@@ -316,11 +316,6 @@ FORMAT, _FORMAT_1 = "au_study.faceset/2", "au_study.faceset/1"
 _FILES = ("frames.parquet", "landmarks.npy", "card.json", "crops.npy")
 
 
-def _sha256(path):
-    "Hash of a file's content."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _write_parts(self, folder):
     "Write the four parts and the manifest into `folder`."
     write_frames(self.frames, folder / "frames.parquet")
@@ -330,7 +325,7 @@ def _write_parts(self, folder):
         np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=tuple(map(int, self.crops.shape))))
         for piece in _chunks(self.crops): f.write(piece.tobytes())
         f.flush(); os.fsync(f.fileno())
-    files = {name: dict(bytes=(folder / name).stat().st_size, sha256=None if name == "crops.npy" else _sha256(folder / name)) for name in _FILES}
+    files = {name: dict(bytes=(folder / name).stat().st_size, sha256=None if name == "crops.npy" else file_sha256(folder / name)) for name in _FILES}
     (folder / "manifest.json").write_text(json.dumps(dict(format=self.__dict__.get("_format", FORMAT), fingerprint=self.fingerprint, n=len(self), size=self.size, files=files), indent=1))
 
 # %% ../../nbs/faces/20_faceset.ipynb #6203a213
@@ -370,7 +365,7 @@ def _check_folder(folder):
             raise FaceSetError(
                 f"{path} has {path.stat().st_size} bytes, its manifest says {files[name]['bytes']}: it is torn or was "
                 f"changed. {remedy}")
-        if files[name]["sha256"] and _sha256(path) != files[name]["sha256"]:
+        if files[name]["sha256"] and file_sha256(path) != files[name]["sha256"]:
             raise FaceSetError(f"{path} has not the content its manifest says: it was changed. {remedy}")
     return said
 

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from ..facs import FLIP_PERMUTATION
 from .alignment import invert, transform_points, warp_images
+from ..files import file_sha256
 
 # %% ../../nbs/faces/30_landmarks.ipynb #9fb19f0b
 __all__ = ["Detection", "LandmarkError", "GivenLandmarks", "DlibDetector", "WorldDetector", "frontal_boxes", "normalised_error", "train_predictor"]
@@ -131,11 +132,6 @@ def _predict(predictor, image, box):
     return transform_points(invert(matrix), points).astype(np.float32)
 
 # %% ../../nbs/faces/30_landmarks.ipynb #471de66b
-def _sha256(path):
-    "Hash of a file's content."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 class DlibDetector:
     "dlib's frontal boxes, and landmarks by a dlib predictor file of yours."
 
@@ -152,7 +148,7 @@ class DlibDetector:
             raise LandmarkError(
                 f"There is no predictor file {path}. Give the path of a dlib shape predictor, or use WorldDetector, which "
                 "trains its own.")
-        found = _sha256(path)
+        found = file_sha256(path)
         if predictor_sha256 != found:
             raise LandmarkError(
                 f"{path.name} has sha256 {found}, {predictor_sha256} was expected. If you trust the file, pass "
@@ -274,7 +270,7 @@ def load(self: WorldDetector):  # dlib.shape_predictor
     report = self.path.with_suffix(".json")
     if not (self.path.exists() and report.exists()): self.train()
     said = json.loads(report.read_text())
-    if _sha256(self.path) != said["sha256"]:
+    if file_sha256(self.path) != said["sha256"]:
         raise LandmarkError(f"{self.path} has not the content its report says: it was changed. Delete it; it will be trained again.")
     self.report_, self.predictor_ = said, _dlib().shape_predictor(str(self.path))
     return self.predictor_
@@ -296,7 +292,7 @@ def train(self: WorldDetector) -> dict:  # the report
     self.path.parent.mkdir(parents=True, exist_ok=True)
     aside = self.path.with_name(f".{os.getpid()}-{self.path.name}")
     predictor.save(str(aside))
-    report = dict(s, sha256=_sha256(aside), trained_on=len(chips), tested_on=len(unseen),
+    report = dict(s, sha256=file_sha256(aside), trained_on=len(chips), tested_on=len(unseen),
                   error_mean=round(float(errors.mean()), 5), error_95=round(float(np.percentile(errors, 95)), 5))
     note = aside.with_suffix(".json"); note.write_text(json.dumps(report, indent=1))
     os.replace(aside, self.path); os.replace(note, self.path.with_suffix(".json"))

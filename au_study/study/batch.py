@@ -373,8 +373,9 @@ def _nothing_to_do(plan, store):
     "All is there: refresh the report, show the tables."
     write_plan(plan, store.root)
     collect_tables(plan, store.root)
+    said = end_with_claims(plan, store.root)
     write_report(store.root, plan)
     print_tables(plan, store.root)
-    _judge(plan, store.root)
+    if said: print(f'\n{said}')
     print(f"\nNothing to do: all {len(plan.runs)} runs and {len(plan.studies)} tables are there. Report: {store.root / 'index.html'}")
     return 0
