@@ -284,3 +284,16 @@ def test_plans_take_more_seeds_than_the_profile_has(tmp_path):
     from au_study.study.plan import make_plan
     one, three = (make_plan(["static_dynamic_table1"], p, "world", tmp_path) for p in ("smoke", replace(load_profile("smoke"), seeds=(0, 1, 2))))
     assert set(one.runs) < set(three.runs) and {e["seed"] for e in three.runs.values()} == {0, 1, 2} and three.name == one.name
+
+
+def test_claims_beside_a_study_are_judged_with_its_batch(tmp_path):
+    from au_study.study.plan import make_plan
+    from au_study.study.report import claims_file, end_with_claims
+    (tmp_path / "mine.yaml").write_text("like: au_rcnn_table5\nrows:\n  CNN_res:\n  Rate: {estimator: prior}\n")
+    (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here, says: Rates do., study: mine.yaml, row: Rate, minus: CNN_res, direction: higher}}\n")
+    plan = make_plan([tmp_path / "mine.yaml"], "quick", results=tmp_path / "r")
+    assert end_with_claims(plan, tmp_path / "r") == "Claims tested by these studies: 1 not run. `au-study claims` shows them."
+    lines = pd.read_csv(claims_file(plan, tmp_path / "r"))
+    assert list(lines[lines["paper"] == "mine"]["says"]) == ["Rates do."] and set(lines["paper"]) > {"mine", "au_rcnn"}
+    (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here}}\n")
+    assert "No claims were judged: claims.yaml, claim rate: says missing" in end_with_claims(plan, tmp_path / "r")

@@ -241,6 +241,18 @@ def test_kept_verdicts_are_shown_with_their_age(results, plan):
     assert "Runs have ended since" in written(results, plan)[results / "index.html"].get_text()
 
 
+def test_claims_of_ones_own_stand_on_the_overview(results, plan):
+    claims = pytest.importorskip("au_study.study.claims")
+    line = dict.fromkeys(claims.CLAIM_COLUMNS, "") | {"paper": "mine", "claim": "c", "says": "mine helps", "study": "/home/me/toy_table5.yaml", "verdict": "not run", "reason": "0 of 3 runs are there"}
+    path = report.claims_file(plan, results)
+    path.parent.mkdir()
+    pd.DataFrame([line]).to_csv(path, index=False)
+    pages = written(results, plan)
+    own = pages[results / "index.html"].find(id="claims-lines")
+    assert "mine helps" in own.get_text() and own.find("a", href="report/smoke-world/au_rcnn.html#toy_table5")
+    assert pages[results / "report/smoke-world/au_rcnn.html"].find(id="claims-lines") is None
+
+
 def test_notebooks_become_pages_once_and_numbers_then_lead_to_them(results, plan):
     assert report.notebook_pages(plan, results) == 5 and report.notebook_pages(plan, results) == 0
     page = written(results, plan)[results / "report/smoke-world/au_rcnn.html"]

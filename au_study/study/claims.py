@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'TEST_KEYS', 'UNITS', 'VERDICTS', 'ALPHA', 'CLAIM_COLUMNS', 'NUMBERS', 'EXAMPLES', 'Test', 'Claim',
-           'read_claims', 'load_claims', 'region', 'Effect', 'NotRun', 'subject_weights', 'over_seeds', 'Drawn',
-           'drawn_values', 'seed_effects', 'effect_of', 'p_of', 'p_of_interval', 'verdict', 'stored_seeds',
+           'read_claims', 'load_claims', 'claims_beside', 'region', 'Effect', 'NotRun', 'subject_weights', 'over_seeds',
+           'Drawn', 'drawn_values', 'seed_effects', 'effect_of', 'p_of', 'p_of_interval', 'verdict', 'stored_seeds',
            'ledger_plan', 'Evidence', 'rows_effect', 'find_cell', 'cells_effect', 'cell_effect', 'judged',
            'claims_table', 'count_verdicts', 'add_arguments', 'ledger_text', 'run']
 
@@ -177,6 +177,13 @@ def load_claims(
     for name in papers or ():
         if name not in known: raise ManifestError(f"no claims of {name!r}; there are those of {', '.join(known)}")
     return [c for name, p in known.items() if not papers or name in papers for c in read_claims(p)]
+
+def claims_beside(
+    plan: Plan,  # of a batch
+) -> list[str]:  # paths
+    "The files `claims.yaml` that lie beside the batch's studies of one's own."
+    named = (Path(e['parameters']['study']) for e in plan.studies.values())
+    return sorted({str(p.parent / 'claims.yaml') for p in named if p.suffix == '.yaml' and (p.parent / 'claims.yaml').is_file()})
 
 # %% ../../nbs/study/48_claims.ipynb #4b9b19b1
 def region(

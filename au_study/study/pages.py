@@ -324,6 +324,8 @@ INDEX_TEMPLATE = """{% extends 'shell' %}{% import 'table' as t %}{% import 'pie
 Every measured number leads to the executed notebooks that it comes from.</p></section>
 {% if batch.claims %}<section aria-labelledby="claims"><h2 id="claims">Claims</h2>
 <p>{{ batch.claims.words | ticks }}</p>{{ t.table(batch.claims.table) }}
+{% if batch.own_claims %}<h3>Claims of your own</h3>
+{{ t.table(batch.own_claims) }}{% endif %}
 {{ p.links(batch.claims.links, 'the ledger of claims') }}</section>{% endif %}
 <section aria-labelledby="tables"><h2 id="tables">Tables and figures</h2>
 {{ t.table(batch.tables) }}</section>

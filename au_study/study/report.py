@@ -8,8 +8,8 @@ __all__ = ['DEPTH', 'ORDER', 'EXAMPLES', 'state', 'states', 'read_failure', 'sta
            'notebook_address', 'row_addresses', 'runs_table', 'section_key', 'section', 'make_section',
            'section_tables', 'place_words', 'status_words', 'how', 'notes_of', 'first_sentence', 'figure_of',
            'file_links', 'source_words', 'progress', 'time_left', 'failed_things', 'facts', 'claims_file',
-           'judge_claims', 'end_with_claims', 'claims_of', 'claims_shown', 'papers_of', 'batch_words', 'write_page',
-           'paper_page', 'tables_table', 'batch_pages', 'others_table', 'readable_plans', 'write_report',
+           'judge_claims', 'end_with_claims', 'claims_of', 'own_lines', 'claims_shown', 'papers_of', 'batch_words',
+           'write_page', 'paper_page', 'tables_table', 'batch_pages', 'others_table', 'readable_plans', 'write_report',
            'notebook_pages', 'add_arguments', 'run', 'main']
 
 # %% ../../nbs/study/50_report.ipynb #fe0f2834
@@ -372,9 +372,10 @@ def judge_claims(
     plan: Plan,     # gives profile and data
     results: Path,  # results folder
 ) -> Path:
-    "Judge the ledger of claims and keep the lines; raises `ManifestError` for a profile that has no name."
-    from au_study.study.claims import claims_table, ledger_plan
-    table = claims_table(ledger_plan(plan.profile, plan.source, results, batch=plan), RunStore(results))
+    "Judge the ledger of claims, and those beside one's own studies, and keep the lines; raises `ManifestError` for a profile that has no name."
+    from au_study.study.claims import claims_beside, claims_table, ledger_plan, load_claims, read_claims
+    ledger = load_claims() + [c for path in claims_beside(plan) for c in read_claims(path)]
+    table = claims_table(ledger_plan(plan.profile, plan.source, results, ledger, plan), RunStore(results), ledger)
     return write_text(claims_file(plan, results), table.to_csv(index=False, lineterminator='\n'))
 
 def end_with_claims(
@@ -382,10 +383,10 @@ def end_with_claims(
     results: Path,  # results folder
 ) -> str:           # a line for the terminal; '' where the ledger says nothing: for smoke, and for a profile of one's own
     "Judge the ledger after a batch."
-    if plan.profile == 'smoke': return ''
+    if plan.profile == 'smoke' or not (project_root() / f'data_manifests/profiles/{plan.profile}.yaml').is_file(): return ''
     try: lines = pd.read_csv(judge_claims(plan, results))
-    except ManifestError: return ''
-    own = lines[lines['study'].isin({e['study'] for e in plan.studies.values()})]
+    except ManifestError as e: return f'No claims were judged: {e}'
+    own = lines[lines['study'].map(lambda s: Path(str(s)).stem).isin({e['study'] for e in plan.studies.values()})]
     return f'Claims tested by these studies: {verdict_counts(own)}. `au-study claims` shows them.' if len(own) else ''
 
 def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None, whether runs have ended since
@@ -394,6 +395,11 @@ def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None,
     if not stamp(path): return None, False
     newest = max((stamp(Path(results) / 'runs' / r) for r, s in seen['runs'].items() if s == 'done'), default=0)
     return _csv(path, stamp(path)), newest > stamp(path)
+
+def own_lines(lines, cards: dict):
+    "Lines about methods of one's own: of no paper of the kit, and of none that has a page in this batch."
+    if lines is None: return None
+    return lines[~lines['paper'].isin({*cards, *(p.stem for p in (project_root() / 'data_manifests/claims').glob('*.yaml'))})]
 
 def claims_shown(lines, old: bool, table, links=()) -> dict | None:
     "Words and table of a page; nothing where nothing was judged."
@@ -438,7 +444,7 @@ def paper_page(
         contents = [{'name': e['study'], 'place': place_words(e), 'title': e['title'], 'status': {'done': '', 'failed': 'failed'}.get(seen['studies'][n], 'not there yet')}
                     for n in names for e in [plan.studies[n]]]
         paper_shown = {'name': short, 'title': title.partition(':')[2].strip() or title, 'batch': f'{batch_words(plan)}: {plan.title}', 'progress': far, 'failures': failed,
-                       'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, {plan.studies[n]['study'] for n in names})), 'contents': contents, 'sections': [made[n][1] for n in names]}
+                       'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, {plan.studies[n]['study']: f"#{plan.studies[n]['study']}" for n in names})), 'contents': contents, 'sections': [made[n][1] for n in names]}
         return render('paper', title=f'{short}: results', trail=[('Results', f'{DEPTH}index.html'), (f'{short}, {batch_words(plan)}', '')], paper=paper_shown)
     write_page(path, (tuple(m[0] for m in made.values()), json.dumps(failed), title, stamp(claims_file(plan, results)), claims[1]), page)
     told = next((made[n] for n in names if plan.studies[n]['kind'] == 'scores' and made[n][3]), None)
@@ -467,12 +473,14 @@ def batch_pages(plan: Plan, results: Path, slots: int = 1, running: bool = False
     cards = {paper: paper_page(plan, paper, seen, results, claims) for paper in papers_of(plan)}
     named = {*cards, *(claims[0]['paper'] if claims[0] is not None else ())}
     pages = {p: (cards[p]['name'], cards[p]['href']) if p in cards else (paper_words(p)[0], '') for p in named}
+    tables, own = {e['study']: f"{cards[e['paper']]['href']}#{e['study']}" for e in plan.studies.values()}, own_lines(claims[0], cards)
     folder, kept = Path(results) / 'report' / plan.name, {page_name(p) for p in cards}
     for old in folder.glob('*.html') if folder.is_dir() else (): old.name in kept or old.unlink(missing_ok=True)
     done = all(s == 'done' for kind in ('runs', 'studies') for s in seen[kind].values())
     far = progress(seen, plan.runs, plan.studies, 'Runs and tables of the batch', time_left(plan, seen, results, slots, running, done))
     return {'title': batch_words(plan)[0].upper() + batch_words(plan)[1:], 'about': plan.title, 'progress': far, 'failures': failed_things(seen, results), 'papers': list(cards.values()),
             'claims': claims_shown(*claims, lambda t: claims_summary(t, pages), [('CSV', f'claims/{plan.name}.csv')]),
+            'own_claims': claims_lines(own, tables) if own is not None and len(own) else None,
             'tables': tables_table(plan, seen, results, cards), 'facts': facts(plan, seen, results)}
 
 def others_table(plans: list[Plan], results: Path) -> Table:

@@ -8,6 +8,7 @@ __all__ = ['VERDICT_SIGNS', 'kinds_of', 'row_name', 'verdict', 'paired', 'averag
 
 # %% ../../nbs/study/51_sections.ipynb #0367b2b3
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -221,7 +222,7 @@ def claims_summary(
 # %% ../../nbs/study/51_sections.ipynb #e085a318
 def claims_lines(
     claims: pd.DataFrame,  # lines of the ledger of one paper
-    studies,               # names of the studies on this page
+    studies: dict,         # study -> address of its table
 ) -> Table:
     "Every test of a paper's claims."
     head = [Cell('claim'), Cell('where'), Cell('verdict'), Cell('what'), *(Cell(t, css='number') for t in ('effect, 95 % interval', 'published', 'p (Holm)', 'seeds × folds')), Cell('tested in')]
@@ -230,7 +231,7 @@ def claims_lines(
         sign, css = VERDICT_SIGNS.get(r.verdict, ('', ''))
         asked = f' ({r.label})' if isinstance(r.label, str) and r.label else ''
         why = r.reason if isinstance(r.reason, str) else ''
-        tested = Cell(', '.join(t for t in (r.place, r.item) if isinstance(t, str) and t) or '–', href=f'#{r.study}' if r.study in studies else '')
+        tested = Cell(', '.join(t for t in (r.place, r.item) if isinstance(t, str) and t) or '–', href=studies.get(Path(str(r.study)).stem, ''))
         made.rows.append([Cell(f'{r.says}{asked}', css='words light'), Cell(str(r.where), css='small'), Cell(f'{sign} {r.verdict}', str(list(VERDICT_SIGNS).index(r.verdict)), css=css, below=(why,)),
                           _tag(r.kind) if r.kind in SIGNS else Cell('–'), _effect(r), number(r.published, sign=True, css='quoted'), number(r.p_holm, 3),
                           Cell(f'{r.seeds:.0f} × {r.folds:.0f}' if pd.notna(r.folds) and r.seeds else '–', '' if pd.isna(r.seeds) else f'{r.seeds:.0f}', css='number'), tested])
