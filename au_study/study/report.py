@@ -443,8 +443,9 @@ def paper_page(
     def page():
         contents = [{'name': e['study'], 'place': place_words(e), 'title': e['title'], 'status': {'done': '', 'failed': 'failed'}.get(seen['studies'][n], 'not there yet')}
                     for n in names for e in [plan.studies[n]]]
+        tables = {e['name']: f"#{e['name']}" for e in contents}
         paper_shown = {'name': short, 'title': title.partition(':')[2].strip() or title, 'batch': f'{batch_words(plan)}: {plan.title}', 'progress': far, 'failures': failed,
-                       'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, {plan.studies[n]['study']: f"#{plan.studies[n]['study']}" for n in names})), 'contents': contents, 'sections': [made[n][1] for n in names]}
+                       'claims': claims_shown(own, claims[1], lambda t: claims_lines(t, tables)), 'contents': contents, 'sections': [made[n][1] for n in names]}
         return render('paper', title=f'{short}: results', trail=[('Results', f'{DEPTH}index.html'), (f'{short}, {batch_words(plan)}', '')], paper=paper_shown)
     write_page(path, (tuple(m[0] for m in made.values()), json.dumps(failed), title, stamp(claims_file(plan, results)), claims[1]), page)
     told = next((made[n] for n in names if plan.studies[n]['kind'] == 'scores' and made[n][3]), None)
