@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'UnknownParameter', 'check_parameters', 'failure', 'die_with_parent', 'stop_tree', 'driver_tag', 'watched',
-           'watch', 'gpu_place', 'places', 'launch', 'main']
+           'watch', 'gpu_place', 'places', 'run_seals', 'launch', 'main']
 
 # %% ../../nbs/study/35_launch.ipynb #4e196efd
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ..files import Busy, claim, publish, seal
+from ..files import SEAL, Busy, claim, file_sha256, publish, seal, write_text
 from .warm import start
 
 # %% ../../nbs/study/35_launch.ipynb #6a51019f
@@ -178,6 +178,15 @@ def _note_time(kind, place, results, seconds):
     with open(results / 'timings.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
 
 # %% ../../nbs/study/35_launch.ipynb #907f9846
+def run_seals(
+    rows: dict,     # row -> ids of runs
+    results: Path,  # results folder
+) -> dict[str, str]:  # run -> hash of its seal, of those that are there
+    "Which versions of its runs a table is made of."
+    seals = {run: Path(results) / 'runs' / run / SEAL for ids in rows.values() for run in ids}
+    return {run: file_sha256(path) for run, path in sorted(seals.items()) if path.is_file()}
+
+# %% ../../nbs/study/35_launch.ipynb #1f4cbc4e
 def launch(
     kind: str,           # 'data', 'runs' or 'studies'
     name: str,           # id of the result
@@ -189,12 +198,14 @@ def launch(
     began = time.monotonic()
     with claim(place['work'] / 'lock', what=name):
         if place['final'].is_dir(): _mark(place); return 0
-        if not os.environ.get('AU_STUDY_CHECKED'): check_parameters(_notebook(command), yaml.safe_load(place['parameters'].read_text(encoding='utf-8')))
+        given = yaml.safe_load(place['parameters'].read_text(encoding='utf-8'))
+        if not os.environ.get('AU_STUDY_CHECKED'): check_parameters(_notebook(command), given)
         shutil.rmtree(place['out'], ignore_errors=True)
         for p in (place['out'], place['log'].parent): p.mkdir(parents=True, exist_ok=True)
         with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '', int(os.environ.get('AU_STUDY_DEVICES') or 1)) as gpu:
             code = _execute(command, place['log'], gpu)
         if code == 0:
+            if kind == 'studies': write_text(place['out'] / 'runs.json', json.dumps(run_seals(given.get('rows') or {}, results), indent=1))
             seal(place['out'])
             publish(place['out'], place['final'], KINDS[kind])
             _note_time(kind, place, Path(results), time.monotonic() - began)

@@ -158,6 +158,7 @@ class Study:
     options: dict = field(default_factory=dict)     # arguments of the statistic or analysis
     default: bool = False                           # part of the batch when no study is named
     note: str = ''                                  # what the table is not; printed with it
+    alone: bool = False                             # its notebook measures seconds: nothing else of a batch runs beside it
     sizes: dict = field(default_factory=dict)       # profile -> {estimator: parameters}, for estimators that the profile doesn't know
 
     @property

@@ -210,7 +210,7 @@ def _add_study(plan, study, name, rows, data, profile, store):
     if study.kind == 'statistics': given['labels'] = profile.labels; del given['rows']
     if study.kind == 'analysis': given['threads'] = plan.threads
     plan.studies[key] = {'study': study.name, 'kind': study.kind, 'paper': study.paper, 'place': study.place, 'title': study.title, 'rows': rows, 'data': data,
-                         'notebook': 'table' if study.kind == 'scores' else study.kind, 'parameters': given}
+                         'notebook': 'table' if study.kind == 'scores' else study.kind, 'alone': study.alone, 'parameters': given}
 
 # %% ../../nbs/study/45_plan.ipynb #1dd8f674
 def write_plan(

@@ -50,16 +50,17 @@ def _receive(connection):
 # %% ../../nbs/study/33_warm.ipynb #ce54ed7d
 _PACKAGE = Path(__file__).parents[1] if '__file__' in globals() else Path()
 
-def _newest():
-    "Time of the newest source file of the package."
-    return max((p.stat().st_mtime_ns for p in _PACKAGE.rglob('*.py')), default=0)
+def _sources():
+    "Names, times and sizes of the package's sources; while files come and go something that equals nothing."
+    try: return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(_PACKAGE.rglob('*.py'))]
+    except OSError: return object()
 
 class Server:
     "Forks one child a request. `run` returns the request in each child, and never returns in the server."
     def __init__(self,
         door: socket.socket,  # listening Unix socket
     ):
-        self.selector, self.code = selectors.DefaultSelector(), _newest()
+        self.selector, self.code = selectors.DefaultSelector(), _sources()
         self.selector.register(door, selectors.EVENT_READ, self._asked)
 
     def run(self):
@@ -75,7 +76,7 @@ class Server:
         connection.settimeout(5)
         request, streams = None, []
         with contextlib.suppress(OSError, ValueError): request, streams = _receive(connection)
-        if request is None or len(streams) < 2 or _newest() != self.code: return self._close(connection, *streams)
+        if request is None or len(streams) < 2 or _sources() != self.code: return self._close(connection, *streams)
         end, held = os.pipe()
         child = os.fork()
         if not child:
