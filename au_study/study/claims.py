@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from ..faces.frames import KEYS
-from ..files import write_text
+from ..files import Damaged, write_text
 from ..scoring.metrics import METRICS, metric_of
 from ..scoring.significance import holm
 from .data import DataChanged, digest
@@ -548,7 +548,8 @@ def judged(
 ) -> dict:              # columns of the ledger; `inside` and `sure` for the verdict
     "Effect and p of a test, or why there are none."
     try: e = evidence.rows_effect(test) if test.row else evidence.cell_effect(test)
-    except (NotRun, DataChanged) as why: return {'verdict': 'not run', 'reason': str(why)}
+    except (NotRun, DataChanged, Damaged, FileNotFoundError, ValueError) as why:   # one bad run of another table is no reason to judge nothing
+        return {'verdict': 'not run', 'reason': str(why)}
     out = {'effect': e.value, 'low': e.low, 'high': e.high, 'seeds': e.seeds, 'folds': e.folds, 'subjects': e.subjects, 'kind': e.kind, 'protocol': e.protocol, 'sure': e.sure}
     ends = region(test.direction, test.margin)
     if e.sure:
