@@ -17,6 +17,7 @@ from au_study.static_dynamic.parsing import FaceParser
 from au_study.static_dynamic.preprocessing import AroundLandmarks, check_spacing, edge_image, grey_image, hull_mask, landmark_difference, outline_points, two_channels
 from au_study.static_dynamic.query import AUQuery, Chained, Classifier, QuestionNorm, StaticDynamicNet, query_loss, query_order
 from au_study.static_dynamic.smoothing import smooth
+from au_study.study.data import data_spec
 from au_study.study.manifests import load_profile, load_study
 from au_study.study.published import published
 from au_study.training.batches import BatchSource, blob_faces
@@ -413,3 +414,4 @@ def test_the_printed_number_and_the_study():
         sizes = load_profile(profile)
         model = StaticDynamic().set_params(**sizes.estimators['static_dynamic'])
         assert model.step >= sizes.world['affwild2_neighbours']['stride']
+        assert data_spec('affwild2', sizes, **study.data)['sizes']['crop'] == {'smoke': 64, 'quick': 80, 'full': 112}[profile]   # full: the released code's

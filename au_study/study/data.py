@@ -71,7 +71,7 @@ def data_spec(
     own = _world_sizes(profile, dataset, sampling)
     if own == profile.world.get(dataset): sampling = ''   # the same frames are the same data, whatever they are called
     if labels: graded_aus(dataset)
-    sizes = {**own, 'crop': max(8, round(profile.world.get('crop', 80) * resolution))}
+    sizes = {**own, 'crop': _crop(own, profile, resolution)}
     return {'source': 'world', 'dataset': dataset, 'preset': digest(read_yaml(preset)), 'profile': profile.name,
             'sizes': sizes, 'seed': 0, 'resolution': float(resolution), **({'sampling': sampling} if sampling else {}), **({'knobs': dict(knobs)} if knobs else {}), **_said(labels)}
 
@@ -92,6 +92,10 @@ def graded_aus(
     return card.intensity_aus
 
 def _said(labels): return {'labels': labels} if labels else {}   # labels as they are read leave a spec, and so its runs, as they were
+
+def _crop(own, profile, resolution):
+    "Side of the crops, pixels: that of a world or sampling with a `crop` of its own, else the profile's."
+    return max(8, round(own.get('crop', profile.world.get('crop', 80)) * resolution))
 
 def _world_sizes(profile, dataset, sampling=''):
     "The profile's sizes of a world; another sampling falls back on nothing, for it is asked for by name."
@@ -175,13 +179,13 @@ def prepared_sizes(
     entry: Known,             # a distributor's tree
     profile: Profile,         # its crop size and number of frames hold
     resolution: float = 1.0,  # crop size relative to the profile's
-    sampling: str = '',       # as in `data_spec`; its own stride then holds
+    sampling: str = '',       # as in `data_spec`; its own stride, and crop if it has one, then hold
 ) -> dict:  # {'size': pixels, 'stride': every n-th coded frame}
     "How a tree is prepared for a profile."
-    own = profile.world.get(entry.name, profile.world.get('default')) or {}
+    own = _world_sizes(profile, entry.name, sampling) if sampling else profile.world.get(entry.name, profile.world.get('default')) or {}
     each = entry.counts.get('frames', 0) / max(1, entry.counts.get('videos', 1))
-    stride = entry.stride or (_world_sizes(profile, entry.name, sampling).get('stride', 1) if sampling else max(1, int(each // own['frames']) if own.get('frames') else 1))
-    return {'size': max(8, round(profile.world.get('crop', 80) * resolution)), 'stride': stride}
+    stride = entry.stride or (own.get('stride', 1) if sampling else max(1, int(each // own['frames']) if own.get('frames') else 1))
+    return {'size': _crop(own, profile, resolution), 'stride': stride}
 
 def prepared_folder(
     entry: Known,  # a distributor's tree
