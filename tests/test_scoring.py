@@ -97,10 +97,10 @@ def test_unlabelled_cells_take_part_in_nothing():
 
 def test_weights_equal_resampling_rows():
     """A resample by multinomial weights is the F1 of a table in which the drawn subjects are really repeated."""
-    from au_study.scoring.significance import _resampled_f1, _unit_counts
+    from au_study.scoring.significance import _resampled, _unit_counts
     truth, scores = tables(2, subjects=5)
     counts, size, _ = _unit_counts(truth, [scores], .5, None, "subject")
-    ours = _resampled_f1(counts, size, 6, seed=9)[:, 0]
+    ours = _resampled(counts, size, 6, seed=9)[:, 0]
     weights = np.random.default_rng(9).multinomial(5, np.full(5, .2), size=6)
     names = truth["subject"].unique()
     for w, row in zip(weights, ours):

@@ -69,6 +69,7 @@ def load_imagenet(
     path = _local_file(os.fspath(path_or_url), sha256)
     state = torch.load(path, map_location='cpu', weights_only=True)
     own = module.state_dict()
+    state = {k: v for k, v in own.items() if k.endswith('num_batches_tracked')} | state     # files before PyTorch 0.4.1 count no batches
     misfit = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     extra = [k for k in state if k not in own and not k.startswith(('fc.', 'classifier.6.'))]
     if misfit or extra:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .occurrence import f1_from_counts, match_tables, occurrence_arrays
-from .significance import _ends, _units
+from .occurrence import match_tables, occurrence_arrays
+from .significance import _ends, _f1, _resampled, _units, _with_mean
 
 # %% ../../nbs/scoring/50_metrics.ipynb #45ce3218
 @dataclass(frozen=True)
@@ -37,25 +37,15 @@ class Metric:
     def unit(self) -> str: return f'{self.title} (%)' if self.percent else self.title
 
 # %% ../../nbs/scoring/50_metrics.ipynb #17d91553
-def _with_mean(values):
-    "Values [..., K] and their mean over the AUs that are defined: [..., K+1]."
-    defined = np.isfinite(values)
-    mean = np.where(defined, values, 0).sum(-1) / np.maximum(defined.sum(-1), 1)
-    return np.concatenate([values, np.where(defined.any(-1), mean, np.nan)[..., None]], axis=-1)
-
-
 def _counts(truth, scores, threshold, aus):
     "True positives, false positives, false negatives, labelled, right."
     m, y, d, _, names = occurrence_arrays(truth, scores, threshold, aus)
     return np.stack([y & d, ~y & d & m, y & ~d, m, m & (y == d)], axis=1).astype(float), names
 
 
-def _f1(sums): return f1_from_counts(*np.moveaxis(sums, -2, 0)[:3], n=sums[..., 3, :])
-
-
 def _abaw(sums):
     "Average F1, share of right cells, and their mean (pairwise-deep paper, Eq. 3)."
-    f1 = _with_mean(_f1(sums))[..., -1]
+    f1 = _f1(sums)[..., -1]
     cells = sums[..., 3, :].sum(-1)
     accuracy = np.where(cells > 0, sums[..., 4, :].sum(-1) / np.maximum(cells, 1), np.nan)
     return np.stack([f1, accuracy, (f1 + accuracy) / 2], axis=-1)
@@ -86,7 +76,7 @@ def _aus_and_mean(names): return [*names, 'Avg']
 
 
 METRICS = {m.name: m for m in (
-    Metric('f1', 'F1', 'occurrence', _counts, lambda s: _with_mean(_f1(s)), _aus_and_mean),
+    Metric('f1', 'F1', 'occurrence', _counts, _f1, _aus_and_mean),
     Metric('icc31', 'ICC(3,1)', 'intensity', _moments, lambda s: _with_mean(_icc(s)), _aus_and_mean, percent=False),
     Metric('mae', 'MAE', 'intensity', _moments, lambda s: _with_mean(_mae(s)), _aus_and_mean, percent=False, higher_is_better=False),
     Metric('abaw', 'ABAW score', 'occurrence', _counts, _abaw, lambda names: ['F1', 'accuracy', 'score'], lead='score', percent=False))}
@@ -113,10 +103,7 @@ def _sums(metric, truth, tables, threshold, aus, unit):
 
 def _draws(metric, sums, n_boot, seed):
     "Values [n_boot, M, I] of resamples of the units."
-    rng, n = np.random.default_rng(seed), len(sums)
-    step, flat = max(1, 4_000_000 // n), sums.reshape(n, -1)
-    mixed = [rng.multinomial(n, np.full(n, 1 / n), size=min(step, n_boot - i)) @ flat for i in range(0, n_boot, step)]
-    return metric.value(np.concatenate(mixed).reshape(n_boot, *sums.shape[1:]))
+    return _resampled(sums, np.ones(len(sums), dtype='int64'), n_boot, seed, metric.value)
 
 # %% ../../nbs/scoring/50_metrics.ipynb #0f87c59e
 def metric_table(

@@ -53,20 +53,24 @@ def _unit_counts(truth, tables, threshold, aus, unit):
     return counts / size[:, None, None, None], size, names
 
 # %% ../../nbs/scoring/40_significance.ipynb #2be9d2a7
+def _with_mean(values):
+    "Values [..., K] and their mean over the AUs that are defined: [..., K+1]."
+    defined = np.isfinite(values)
+    mean = np.where(defined, values, 0).sum(-1) / np.maximum(defined.sum(-1), 1)
+    return np.concatenate([values, np.where(defined.any(-1), mean, np.nan)[..., None]], axis=-1)
+
+
 def _f1(sums):
-    "F1 [..., M, K+1] of counts [..., M, 4, K]; the last entry is the mean over the AUs that have labels."
-    f1 = f1_from_counts(*np.moveaxis(sums, -2, 0)[:3], n=sums[..., 3, :])
-    defined = np.isfinite(f1)
-    average = np.where(defined, f1, 0).sum(-1) / np.maximum(defined.sum(-1), 1)
-    return np.concatenate([f1, np.where(defined.any(-1), average, np.nan)[..., None]], axis=-1)
+    "F1 [..., M, K+1] of counts [..., M, 4 or more, K]; the last entry is the mean over the AUs that have labels."
+    return _with_mean(f1_from_counts(*np.moveaxis(sums, -2, 0)[:3], n=sums[..., 3, :]))
 
 
-def _resampled_f1(counts, size, n_boot, seed):
-    "F1 [n_boot, M, K+1] of resamples of the units, drawn in blocks that fit in memory."
-    rng, total, flat = np.random.default_rng(seed), int(size.sum()), counts.reshape(len(size), -1)
+def _resampled(sums, size, n_boot, seed, value=_f1):
+    "Values [n_boot, ...] of the sums [U, ...] of each member of U units under resampling, drawn in blocks that fit in memory."
+    rng, total, flat = np.random.default_rng(seed), int(size.sum()), sums.reshape(len(size), -1)
     step = max(1, 4_000_000 // len(size))
     blocks = [rng.multinomial(total, size / total, size=min(step, n_boot - i)) @ flat for i in range(0, n_boot, step)]
-    return _f1(np.concatenate(blocks).reshape(n_boot, *counts.shape[1:]))
+    return value(np.concatenate(blocks).reshape(n_boot, *sums.shape[1:]))
 
 # %% ../../nbs/scoring/40_significance.ipynb #967a2e5a
 def _ends(draws, level):
@@ -95,7 +99,7 @@ def bootstrap_f1(
     "Cluster bootstrap of the pooled F1. Raises ValueError if there are fewer than two units."
     counts, size, names = _unit_counts(truth, [scores], threshold, aus, unit)
     k = _column(names, au)
-    low, high = _ends(_resampled_f1(counts, size, n_boot, seed)[:, 0, k], level)
+    low, high = _ends(_resampled(counts, size, n_boot, seed)[:, 0, k], level)
     value = _f1((counts * size[:, None, None, None]).sum(0))[0, k]
     return Interval(float(value), float(low), float(high), level, n_boot, unit)
 
@@ -112,7 +116,7 @@ def f1_intervals(
 ) -> pd.DataFrame:           # index AU1 ... Avg; f1, low, high, positive_units (units in which the AU occurs; for Avg the smallest)
     "`bootstrap_f1` for every AU and the average, from the same draws."
     counts, size, names = _unit_counts(truth, [scores], threshold, aus, unit)
-    low, high = _ends(_resampled_f1(counts, size, n_boot, seed)[:, 0], level)
+    low, high = _ends(_resampled(counts, size, n_boot, seed)[:, 0], level)
     value = _f1((counts * size[:, None, None, None]).sum(0))[0]
     positive = ((counts[:, 0, 0] + counts[:, 0, 2] > 0) * size[:, None]).sum(0)
     return pd.DataFrame(dict(f1=value, low=low, high=high, positive_units=[*positive, positive.min()]), index=pd.Index([*names, 'Avg'], name='AU'))
@@ -147,7 +151,7 @@ def paired_bootstrap_f1(
     "Paired cluster bootstrap of the difference of two pooled F1s."
     counts, size, names = _unit_counts(truth, [scores_a, scores_b], threshold, aus, unit)
     k = _column(names, au)
-    a, b = np.moveaxis(_resampled_f1(counts, size, n_boot, seed)[..., k], 1, 0)
+    a, b = np.moveaxis(_resampled(counts, size, n_boot, seed)[..., k], 1, 0)
     value = _f1((counts * size[:, None, None, None]).sum(0))[:, k]
     low, high = _ends(a - b, level)
     return Interval(float(value[0] - value[1]), float(low), float(high), level, n_boot, unit)
@@ -179,7 +183,7 @@ def paired_f1_table(
 ) -> pd.DataFrame:           # index AU1 ... Avg; f1_a, f1_b, difference, low, high, p (two-sided swap test), p_holm (over AUs; for Avg plain p)
     "Two methods on the same people, AU by AU."
     counts, size, names = _unit_counts(truth, [scores_a, scores_b], threshold, aus, unit)
-    draws = _resampled_f1(counts, size, n_boot, seed)
+    draws = _resampled(counts, size, n_boot, seed)
     low, high = _ends(draws[:, 0] - draws[:, 1], level)
     a, b = _f1((counts * size[:, None, None, None]).sum(0))
     table = pd.DataFrame(dict(f1_a=a, f1_b=b, difference=a - b, low=low, high=high, p=_swap_p(counts, size, n_boot, seed)),
@@ -239,7 +243,7 @@ def drawn_f1(
 ) -> tuple[np.ndarray, np.ndarray, list]:  # values [M, K+1], draws [n_boot, M, K+1] (the last AU is the average), AU names [K]
     "Pooled F1 of several methods, and under resampling of the same units for all."
     counts, size, names = _unit_counts(truth, tables, threshold, aus, unit)
-    return _f1((counts * size[:, None, None, None]).sum(0)), _resampled_f1(counts, size, n_boot, seed), names
+    return _f1((counts * size[:, None, None, None]).sum(0)), _resampled(counts, size, n_boot, seed), names
 
 # %% ../../nbs/scoring/40_significance.ipynb #9108dc74
 def subject_sums(
