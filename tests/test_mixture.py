@@ -10,7 +10,7 @@ from au_study.faces.faceset import CropView, FaceSet, FaceSetError
 from au_study.faces.mixture import JoinedCrops, mix, part
 from au_study.training.batches import BatchSource, blob_faces
 from au_study.training.estimator import PriorEstimator
-from au_study.training.loop import Trainer
+from au_study.training.loop import Trainer, _selection_sets
 
 
 def relabelled(faces, name, aus, kind="occurrence", threshold=1, seed=0, **card):
@@ -137,3 +137,9 @@ def test_whoever_is_tested_in_one_world_is_a_stranger_in_all(monkeypatch, held_o
     assert people[1::2] == ([{"S0"}, {"S1"}] if held_out == "bp4d" else [{"S0", "S1"}, {"S1", "S2"}])
     assert not people[0] & people[1] and not people[2] & people[3] and "S3" in people[0] & people[2]
     assert part(faces.fold(0)[0], "disfa").subjects == (["disfa/S1", "disfa/S2", "disfa/S3"] if held_out == "bp4d" else ["disfa/S2", "disfa/S3"])
+    drawn = set()
+    for seed in range(9):  # who chooses the epoch is a stranger too
+        rest, held = ({s.split("/")[1] for s in half.subjects} for half in _selection_sets(Trainer(selection="inner", inner_fraction=.4, seed=seed), faces.fold(0)[0], None))
+        assert rest | held == people[0] and not rest & held
+        drawn |= held
+    assert drawn == people[0]

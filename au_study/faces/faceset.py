@@ -9,6 +9,7 @@ __all__ = ['FORMAT', 'FaceSetError', 'DatasetCard', 'CropView', 'FaceSet', 'crop
 import hashlib
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,21 +45,21 @@ class DatasetCard:
     homepage: str = ""  # where it is applied for
     notes: str = ""  # anything else
     publishable: tuple[str, ...] = ()  # what the agreement lets one publish, in words; () of real faces: no picture
-    left_out: tuple[tuple[str, ...], ...] = ()  # subjects that a fold neither tests nor trains on, such as those of another name who are the same people; (): none
+    same: tuple[tuple[str, ...], ...] = ()  # the names of each person who has several, as in a mixture of worlds; no split parts them; (): every name is a person
 
     def __post_init__(self):
         object.__setattr__(self, "publishable", (self.publishable,) if isinstance(self.publishable, str) else tuple(map(str, self.publishable)))
         object.__setattr__(self, "aus", tuple(int(a) for a in self.aus))
-        for name in ("folds", "left_out"): object.__setattr__(self, name, tuple(tuple(map(str, f)) for f in getattr(self, name)))
-        tested, top = [s for f in self.folds for s in f], 5 if self.kind == "intensity" else 1
-        twice = sorted({s for s in tested if tested.count(s) > 1})
+        for name in ("folds", "same"): object.__setattr__(self, name, tuple(tuple(map(str, f)) for f in getattr(self, name)))
+        top = 5 if self.kind == "intensity" else 1
+        twice, shared = (sorted(s for s, n in Counter(s for part in parts for s in part).items() if n > 1) for parts in (self.folds, self.same))
         for wrong, sentence in (
             (not self.aus or len(set(self.aus)) < len(self.aus), f"AUs {self.aus} are empty or come twice"),
             (self.kind not in ("intensity", "occurrence"), f"kind is {self.kind!r}, expected 'intensity' or 'occurrence'"),
             (not 0 < self.threshold <= top, f"threshold {self.threshold} lies outside (0, {top}] for kind {self.kind!r}"),
             (not self.fps >= 0, f"fps is {self.fps}, expected a positive number, or 0 where it differs from video to video"),
             (twice, f"subjects {twice} are tested in more than one fold"),
-            (len(self.left_out) not in (0, len(self.folds)), f"left_out is given for {len(self.left_out)} folds, but there are {len(self.folds)}"),
+            (shared, f"the names {shared} belong to more than one person in `same`"),
         ):
             if wrong: raise FaceSetError(f"Card of {self.name!r}: {sentence}.")
 
@@ -68,8 +69,10 @@ class DatasetCard:
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetCard":
-        "Read a card that `to_json` wrote."
-        return cls(**json.loads(text))
+        "Read a card that `to_json` wrote; raises FaceSetError for a mixture of an earlier version, whose card doesn't tell who is who."
+        said = json.loads(text)
+        if any(said.pop("left_out", ())): raise FaceSetError(f"{said['name']!r} is a mixture that an earlier version made: its card lists names (left_out), not people (same). Mix its sets again.")
+        return cls(**said)
 
 # %% ../../nbs/faces/20_faceset.ipynb #84373471
 class CropView:
@@ -223,20 +226,27 @@ def labels(self: FaceSet) -> np.ndarray:  # float32 [N, K]: 0, 1, NaN where unla
     return np.where(np.isnan(values), np.float32(np.nan), (values >= self.card.threshold).astype(np.float32))
 
 # %% ../../nbs/faces/20_faceset.ipynb #3842e053
+def _people(self):
+    "Who each frame shows: the first of a person's names."
+    first = {s: names[0] for names in self.card.same for s in names}
+    return self.frames["subject"].map(lambda s: first.get(s, s))
+
+
 @patch
 def fold(
     self: FaceSet,
     k: int,  # number of the fold, from 0
-) -> tuple[FaceSet, FaceSet]:  # (train, test); no subject is in both
-    "Split by the card's fold `k`; subjects that no fold tests are always in training, unless the card leaves them out."
+) -> tuple[FaceSet, FaceSet]:  # (train, test); nobody is in both, under whatever name
+    "Split by the card's fold `k`; subjects that no fold tests are always in training."
     if not 0 <= k < len(self.card.folds):
         raise FaceSetError(f"Fold {k} does not exist: the card of {self.card.name!r} has folds 0 to {len(self.card.folds) - 1}.")
     tested = self.frames["subject"].isin(self.card.folds[k]).to_numpy()
-    if tested.all() or not tested.any(): raise FaceSetError(
-        f"Fold {k} leaves {'training' if tested.all() else 'test'} without frames: "
+    who = _people(self)
+    kept = ~who.isin(who[tested].unique()).to_numpy()
+    if not tested.any() or not kept.any(): raise FaceSetError(
+        f"Fold {k} leaves {'training' if tested.any() else 'test'} without frames: "
         f"it tests {list(self.card.folds[k])[:5]}..., the set holds {self.subjects[:5]}... "
         "Check that the card's folds write subjects as the frame table does.")
-    kept = ~tested & ~self.frames["subject"].isin(self.card.left_out[k]).to_numpy() if self.card.left_out else ~tested
     return self[kept], self[tested]
 
 # %% ../../nbs/faces/20_faceset.ipynb #b8188a6c
@@ -245,16 +255,16 @@ def split_subjects(
     self: FaceSet,
     fraction: float,  # share of the subjects that is held out, at least one subject
     seed: int = 0,  # which subjects
-) -> tuple[FaceSet, FaceSet]:  # (rest, held out); no subject is in both
-    "Hold out some subjects at random."
-    subjects = self.subjects
-    n = max(1, round(fraction * len(subjects)))
-    if not 0 < fraction < 1 or n >= len(subjects):
+) -> tuple[FaceSet, FaceSet]:  # (rest, held out); nobody is in both, under whatever name
+    "Hold out some subjects at random, each under all names."
+    who = _people(self)
+    people = sorted(who.unique())
+    n = max(1, round(fraction * len(people)))
+    if not 0 < fraction < 1 or n >= len(people):
         raise FaceSetError(
-            f"A share of {fraction} cannot be held out of {len(subjects)} subjects; it takes a share between 0 and 1 that "
+            f"A share of {fraction} cannot be held out of {len(people)} subjects; it takes a share between 0 and 1 that "
             "leaves at least one subject on each side.")
-    chosen = np.random.default_rng(seed).permutation(subjects)[:n]
-    held = self.frames["subject"].isin(chosen).to_numpy()
+    held = who.isin(np.random.default_rng(seed).permutation(people)[:n]).to_numpy()
     return self[~held], self[held]
 
 # %% ../../nbs/faces/20_faceset.ipynb #dbebd317
@@ -294,9 +304,9 @@ def fingerprint_of(
     faces: FaceSet,
     pixels,  # bytes that stand for its pixels, in pieces: the digests of its crops
 ) -> str:
-    "Hash of everything that can change a number: keys, labels, crops, landmarks, AUs, threshold, kind, rate, folds."
+    "Hash of everything that can change a number: keys, labels, crops, landmarks, AUs, threshold, kind, rate, folds, who is who."
     h, c = hashlib.blake2b(digest_size=16), faces.card
-    h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(faces.crops.shape), *([c.left_out] if c.left_out else [])]).encode())
+    h.update(json.dumps([c.name, c.aus, c.threshold, c.kind, c.fps, c.folds, c.synthetic, list(faces.crops.shape), *([c.same] if c.same else [])]).encode())
     h.update(faces.frames[list(KEYS)].to_csv(index=False).encode())
     h.update(faces.frames[faces.columns].to_numpy(dtype=np.float32).tobytes())
     if _intensity_columns(faces.frames, faces.aus): h.update(faces.intensities().tobytes())

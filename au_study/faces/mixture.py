@@ -78,8 +78,20 @@ def _folds(sets, chosen):
         if numbers: ways[name] = [[f"{name}/{s}" for s in own[k]] for k in numbers]
     return tuple(tuple(s for way in ways.values() for s in way[k]) for k in range(min(map(len, ways.values()), default=0)))
 
+# %% ../../nbs/faces/65_mixture.ipynb #eefe1ce2
+def _same(sets, shared):
+    "The names of everybody who has several."
+    unknown = sorted({n for names in shared for n in names} - set(sets))
+    if unknown: raise FaceSetError(f"shared names {unknown}, which are not mixed; the sets are {list(sets)}.")
+    found = [{f"{n}/{s}" for s in names} for n, f in sets.items() for names in f.card.same]
+    found += [{f"{n}/{s}" for n in names if s in sets[n].subjects} for names in shared for s in sorted({s for n in names for s in sets[n].subjects})]
+    people = []
+    for one in found:  # whoever shares a name is one person
+        people = [p for p in people if not p & one] + [one.union(*(p for p in people if p & one))]
+    return tuple(sorted(tuple(sorted(p)) for p in people if len(p) > 1))
+
 # %% ../../nbs/faces/65_mixture.ipynb #a8b09a7e
-def _card(sets, aus, folds):
+def _card(sets, aus, folds, same=()):
     "The card of a mixture."
     cards, rates = [f.card for f in sets.values()], {n: f.card.fps for n, f in sets.items()}
     together = lambda texts, by: by.join(dict.fromkeys(t for t in texts if t))
@@ -88,7 +100,7 @@ def _card(sets, aus, folds):
         name="+".join(sets), title=together((c.title for c in cards), " + "), aus=aus, threshold=1, kind="occurrence",
         fps=cards[0].fps if len(set(rates.values())) == 1 else 0, folds=folds, synthetic=all(c.synthetic for c in cards),
         licence=together((c.licence for c in cards), "; "), homepage=together((c.homepage for c in cards), " "),
-        notes=f"Mixture. {rules}.", publishable=tuple(f"{n}: {text}" for n, f in sets.items() if not f.card.synthetic for text in f.card.publishable))
+        notes=f"Mixture. {rules}.", same=same, publishable=tuple(f"{n}: {text}" for n, f in sets.items() if not f.card.synthetic for text in f.card.publishable))
 
 # %% ../../nbs/faces/65_mixture.ipynb #a8a86486
 def _check_sets(sets, aus):
@@ -106,6 +118,7 @@ def mix(
     facesets,  # dict name -> FaceSet, or FaceSets whose cards name them
     aus: tuple | None = None,  # AUs of the mixture, in order; None: all that any set codes, rising
     folds: dict | None = None,  # name -> numbers of the set's folds that are tested together; None: in order
+    shared: list = (),  # groups of names of sets in which one subject name is one person, as in worlds of one seed
 ) -> FaceSet:  # all frames, of subjects 'set/subject'
     "Join FaceSets over the union of their AUs; raises FaceSetError when sizes, names, AUs or folds do not fit."
     sets = _named(facesets)
@@ -114,7 +127,7 @@ def mix(
     graded = [c for a in aus if (c := f"intensity_AU{a}") in table]
     table = table[["subject", "video", "frame", *(f"AU{a}" for a in aus), *graded]]
     crops = JoinedCrops([f.crops for f in sets.values()])
-    return FaceSet(table, crops[:], np.concatenate([f.landmarks for f in sets.values()]), _card(sets, aus, _folds(sets, folds)))
+    return FaceSet(table, crops[:], np.concatenate([f.landmarks for f in sets.values()]), _card(sets, aus, _folds(sets, folds), _same(sets, shared)))
 
 # %% ../../nbs/faces/65_mixture.ipynb #7ea5a157
 def set_names(
@@ -133,7 +146,7 @@ def part(
     if not mine.any(): raise FaceSetError(f"There is no frame of {name!r}; the mixture {mixture.card.name!r} has {set_names(mixture)}.")
     rows, card = mixture[mine], mixture.card
     aus = tuple(a for a in rows.aus if rows.frames[f"AU{a}"].notna().any())
-    folds, left_out = (tuple(tuple(s for s in fold if s.startswith(f"{name}/")) for fold in which) for which in (card.folds, card.left_out))
+    folds, same = (tuple(tuple(s for s in names if s.startswith(f"{name}/")) for names in which) for which in (card.folds, card.same))
     others = [c for a in rows.aus if a not in aus for c in (f"AU{a}", f"intensity_AU{a}") if c in rows.frames]
     empty = [c for c in rows.frames if c.startswith("intensity_AU") and rows.frames[c].isna().all()]
-    return FaceSet(rows.frames.drop(columns={*others, *empty}), rows.crops, rows.landmarks, replace(card, name=name, aus=aus, folds=folds, left_out=left_out))
+    return FaceSet(rows.frames.drop(columns={*others, *empty}), rows.crops, rows.landmarks, replace(card, name=name, aus=aus, folds=folds, same=tuple(names for names in same if len(names) > 1)))

@@ -268,15 +268,13 @@ def _mixed(spec, source):
     sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
     ways = {n: f.card.folds for n, f in sets.items() if spec['held_out'] in ('all', n)}
     folds = [[(n, s) for n, own in ways.items() if k < len(own) for s in own[k]] for k in range(max(map(len, ways.values())))]
-    faces, named = mix(sets, folds={n: [] for n in sets}), tuple(tuple(f'{n}/{s}' for n, s in fold) for fold in folds)
-    card = replace(faces.card, folds=named, left_out=tuple(_twins(fold, sets, spec['parts']) for fold in folds))
-    return type(faces)(faces.frames, faces.crops, faces.landmarks, card)
+    faces, named = mix(sets, folds={n: [] for n in sets}, shared=_one_population(spec['parts'])), tuple(tuple(f'{n}/{s}' for n, s in fold) for fold in folds)
+    return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=named))
 
-def _twins(fold, sets, parts):
-    "The people of a fold under their other names: worlds of one seed share their population, person for person."
+def _one_population(parts):
+    "Names of the sets that share their people: worlds of one seed do, person for person."
     seeds = {p['dataset']: p['seed'] for p in parts if p['source'] == 'world'}
-    twins = {(other, s) for n, s in fold for other in seeds if n in seeds and seeds[other] == seeds[n] and s in sets[other].subjects}
-    return tuple(f'{n}/{s}' for n, s in sorted(twins - set(fold)))
+    return [[n for n in seeds if seeds[n] == seed] for seed in set(seeds.values())]
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
@@ -308,7 +306,7 @@ def data_version(
     spec: dict,              # from `data_spec`
 ) -> str:
     "What decides the bytes besides the spec: for the world its code. Another version calls for another record, not for other runs if the bytes agree."
-    if spec['source'] == 'mixture': return ' '.join(['people held out in every world', *map(data_version, spec['parts'])])
+    if spec['source'] == 'mixture': return ' '.join(['everybody on one side under all names', *map(data_version, spec['parts'])])
     if spec['source'] != 'world': return 'as saved'
     from au_study.world.world import world_sizes
     world = _world(spec)
