@@ -19,9 +19,9 @@ import torch.nn as nn
 from torch import Tensor
 
 # %% ../../nbs/au_rcnn/55_two_stream.ipynb #a43fceaf
-from .convlstm import check_spacing, clip_boxes, map_shape, roi_maps
-from .estimator import AURCNN
-from .network import AURCNNNet, ResNetParts, merge_logits, roi_loss
+from .convlstm import check_spacing, map_shape, roi_maps
+from .estimator import AURCNN, box_kind, frame_boxes
+from .network import AURCNNNet, ResNetParts, merge_logits, roi_loss, roi_targets
 from .partition import au_boxes, mean_boxes
 from ..faces.augment import flip_faces
 from ..files import whole_file
@@ -235,8 +235,7 @@ class ARTwoStream(AURCNN):
 
 # %% ../../nbs/au_rcnn/55_two_stream.ipynb #7360c65f
 def _build(self: ARTwoStream, faces) -> nn.Module:
-    for name in ('boxes', 'test_boxes'):
-        if getattr(self, name) not in ('landmarks', 'mean'): raise ValueError(f"{name} must be 'landmarks' or 'mean', but is {getattr(self, name)!r}.")
+    for name in ('boxes', 'test_boxes'): box_kind(self, name)
     if self.T < 1 or self.step < 1: raise ValueError(f'T and step must be at least 1, but are {self.T} and {self.step}.')
     grid = self._grid()
     average = mean_boxes(au_boxes(faces.landmarks, faces.aus, int(faces.crops.shape[1]), self.box_offsets, crop=None))
@@ -260,11 +259,10 @@ ARTwoStream.build, ARTwoStream.fit = _build, _fit
 # %% ../../nbs/au_rcnn/55_two_stream.ipynb #df5e6db3
 def _loss(self: ARTwoStream, module, batch: FaceBatch) -> Tensor:
     plain = getattr(module, 'module', module)
-    logits = module(batch.image, batch_flow(batch), clip_boxes(self, plain, batch.landmarks, batch.image.shape[-1], self.boxes))
-    labels = torch.where(plain.members, batch.labels[:, None], torch.zeros_like(batch.labels[:, None]))      # RoI-level labels [B, R, K]
-    return roi_loss(logits, labels, self.loss_cells)
+    logits = module(batch.image, batch_flow(batch), frame_boxes(self, plain, batch.landmarks, batch.image.shape[-1]))
+    return roi_loss(logits, roi_targets(batch.labels, plain.members), self.loss_cells)
 
 def _scores(self: ARTwoStream, module, batch: FaceBatch) -> Tensor:
-    return merge_logits(module(batch.image, batch_flow(batch), clip_boxes(self, module, batch.landmarks, batch.image.shape[-1], self.test_boxes)), module.members)
+    return merge_logits(module(batch.image, batch_flow(batch), frame_boxes(self, module, batch.landmarks, batch.image.shape[-1], 'test_boxes')), module.members)
 
 ARTwoStream.loss, ARTwoStream.scores = _loss, _scores
