@@ -12,10 +12,10 @@ from scipy.spatial import procrustes
 from au_study.faces.alignment import ProcrustesCrop, similarity, transform_points
 from au_study.faces.faceset import CropView, FaceSet
 from au_study.faces.mixture import mix
-from au_study.pairwise import analyses
+from au_study.pairwise import analyses, estimator
 from au_study.pairwise.estimator import LivePairwise, Pairwise, PseudoIntensity, SingleImage, paper_trainer
 from au_study.pairwise.hinge import group_hinge_loss, pairwise_hinge_loss
-from au_study.pairwise.mapping import MAPPINGS, MappingNet
+from au_study.pairwise.mapping import MAPPINGS, MappingNet, learn_mapping, mapped, mapping_features, n_features
 from au_study.pairwise.pairs import grades, group_faces, pack_pairs, ranking_label, sample_pairs, video_codes
 from au_study.pairwise.variation_range import EDGES, RangeSketch, frequency_features, percentile_features, variation_range, video_rank
 from au_study.study.audit import audit
@@ -82,6 +82,20 @@ def test_balance_over_aus_and_gaps():
     assert free['au'].value_counts(normalize=True)[1] < .2
     gaps = fair[fair['au'] == 4]['gap'].value_counts(normalize=True)
     assert abs(gaps - 1 / 5).max() < .04 and free[free['au'] == 4]['gap'].value_counts(normalize=True)[5] < .1
+
+
+def test_scales_share_an_au_by_their_videos():
+    """Five gaps of intensities don't crowd out the one gap of occurrence; as many pairs come from a set as videos."""
+    def moving(kind, subjects):
+        faces = coded(7, kind, holes=0., subjects=subjects, longest=2)
+        rows = np.tile(np.arange(len(faces)), 6)                                          # six frames a video, so that every AU moves in each
+        frames = faces.frames.iloc[rows].assign(frame=np.arange(len(rows))).sort_values(['subject', 'video', 'frame'], kind='stable')
+        for a in faces.columns: frames[a] = np.tile(np.arange(6.) if kind == 'intensity' else np.arange(6.) % 2, len(faces))
+        return FaceSet(frames.reset_index(drop=True), np.zeros((len(rows), 8, 8, 3), np.uint8), np.zeros((len(rows), 68, 2), np.float32), faces.card)
+    pairs = sample_pairs(mix({'graded': moving('intensity', 2), 'plain': moving('occurrence', 6)}), 6000)
+    plain = pairs['video'] >= 6                                                           # 6 videos and 18
+    assert abs(plain.groupby(pairs['au']).mean() - 3 / 4).max() < .05
+    assert abs(pairs[~plain]['gap'].value_counts(normalize=True) - 1 / 5).max() < .05
 
 
 def test_ranking_label_is_eq_1():
@@ -273,6 +287,34 @@ def test_wrong_parameters_are_named(change, says):
     with pytest.raises(ValueError, match=says): Pairwise(PseudoIntensity(**SMALL), trainer=paper_trainer(**QUICK), **change).fit(blob_faces())
 
 
+def test_mappings_are_trained_where_step_1_was(model, monkeypatch):
+    asked, learn = [], estimator.learn_mapping
+    monkeypatch.setattr(estimator, 'learn_mapping', lambda *a: asked.append(str(a[-1])) or learn(*a))
+    faces = blob_faces(subjects=4, frames=8)
+    given = Pairwise()._for_mapping(faces, np.zeros((len(faces), 2)))
+    monkeypatch.setattr(estimator, 'resolve_device', lambda device: {'auto': 'cpu', 'cuda:7': 'meta'}[device])
+    brief = model.set_params(map_epochs=1)
+    brief._learn(MappingNet(2, 1, 8), 'none', given, None, paper_trainer(**QUICK))
+    with pytest.raises(RuntimeError, match='meta'): brief._learn(MappingNet(2, 1, 8), 'none', given, None, paper_trainer(**QUICK, device='cuda:7'))
+    model.set_params(map_epochs=4)
+    assert asked == ['cpu', 'meta']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_mappings_of_a_gpu_are_those_of_the_cpu():
+    rng, video = np.random.default_rng(0), np.repeat(np.arange(6), 20)
+    values = rng.normal(size=(120, 2))
+    given, nets = (values, (values > .5).astype(np.float32), video), {}
+    for device in ('cpu', 'cuda'):
+        torch.manual_seed(0)
+        nets[device] = MappingNet(2, n_features('variation_range'), 16, dropout=0.)
+        learn_mapping(nets[device], 'variation_range', *given, held=given, epochs=3, device=device)
+    x = mapping_features('variation_range', values, variation_range(values, video)[video], video_rank(values, video))
+    assert np.allclose(mapped(nets['cuda'], x), mapped(nets['cpu'], x), atol=1e-3) and not np.ptp(mapped(nets['cpu'], x)) == 0
+    assert not any(v.is_cuda for v in nets['cuda'].state_dict().values())
+    assert np.allclose(mapped(nets['cuda'].cuda(), x), mapped(nets['cpu'], x), atol=1e-3)
+
+
 def test_subject_pool_takes_all_videos_together():
     faces = coded(5, 'occurrence')
     assert len(np.unique(Pairwise(pool='subject')._codes(faces))) == 4 and len(np.unique(Pairwise()._codes(faces))) == len(faces.frames.groupby(['subject', 'video']))
@@ -335,6 +377,18 @@ def test_inconsistency_and_comparability(model, unseen, monkeypatch):
     assert not any('beyond' in i for i in own.index) and 0 <= own['AUs of 2 with variation range ahead of single image'] <= 2
     table, _, _ = analyses.comparability_table(context(rows, tables, unseen.frames))
     assert len(table) == 6 and table['measured'].between(-1, 1).all() and (table['low'] <= table['measured'] + 1e-9).all()
+
+
+def test_each_seed_is_correlated_by_itself(unseen, monkeypatch):
+    """Two models that are right within each person, with offsets of their own for everybody: together they would not be."""
+    truth = unseen.frames.assign(AU4=np.arange(len(unseen)) % 12, AU12=np.arange(len(unseen)) % 12)
+    outputs = iter([(truth[['AU4', 'AU12']].to_numpy() + shift, truth[['AU4', 'AU12']].to_numpy(), truth['subject'].to_numpy()) for shift in (0, 7)])
+    monkeypatch.setattr(analyses, 'world_runs', lambda context, row: iter([(None, unseen, None, {})] * 2))
+    monkeypatch.setattr(analyses, '_with_truth', lambda *a: next(outputs))
+    own = context(['Pairwise, here'], {}, truth)
+    own.ids, own.store = lambda row: ['a', 'b'], SimpleNamespace(read=lambda run, what: {'seed': 'ab'.index(run)})
+    table, _, _ = analyses.comparability_table(own)
+    assert np.allclose(table.set_index('item').loc['pseudo-intensity, within subjects', ['measured', 'low', 'high']].astype(float), 1)
 
 
 def test_gain_beyond_the_first_world_draws_the_same_people(model, unseen, monkeypatch):

@@ -179,8 +179,10 @@ def _mapped(context, row):
     "Score tables of every mapping, pooled over the row's runs; and the data spec. Seeds are told apart as the study's own pooling does."
     from au_study.study.tables import pooled
     found = [(mapped_scores(model, faces)[1], spec) for model, faces, _, spec in world_runs(context, row)]
-    seeds = [context.store.read(run, 'run')['seed'] for run in context.ids(row)]
-    return {m: pooled([(seed, t[m], t[m]) for seed, (t, _) in zip(seeds, found)])[1] for m in found[0][0]}, found[0][1]
+    return {m: pooled([(seed, t[m], t[m]) for seed, (t, _) in zip(_seeds(context, row), found)])[1] for m in found[0][0]}, found[0][1]
+
+
+def _seeds(context, row): return [context.store.read(run, 'run')['seed'] for run in context.ids(row)]
 
 
 def _one_criterion(true, own):
@@ -263,9 +265,9 @@ def comparability_table(
     rows = []
     for name in context.runs:
         method, _, world = name.partition(', ')
-        parts = [_with_truth(model, faces, spec, method == pairwise) for model, faces, _, spec in world_runs(context, name)]
-        values, true, subjects = (np.concatenate(p) for p in zip(*parts))
-        found = rank_correlations(values, true, subjects, min(context.n_boot, 200))
+        by_seed = {}
+        for seed, (model, faces, _, spec) in zip(_seeds(context, name), world_runs(context, name)): by_seed.setdefault(seed, []).append(_with_truth(model, faces, spec, method == pairwise))
+        found = sum(rank_correlations(*map(np.concatenate, zip(*own)), min(context.n_boot, 200)) for own in by_seed.values()) / len(by_seed)
         what = 'pseudo-intensity' if method == pairwise else 'score of single images'
         rows += [(world, f'{what}, {item}', *found.loc[item]) for item in found.index]
     note = ('Spearman correlation with the true intensity, mean over AUs, of unseen people. The ranking loss orders frames within videos only; '

@@ -18,12 +18,13 @@ from torch import Tensor
 from ..faces.augment import Augment
 from ..nets.weights import load_imagenet
 from .hinge import group_hinge_loss
-from .mapping import MAPPINGS, MappingNet, learn_mapping, mapping_features, n_features
+from .mapping import MAPPINGS, MappingNet, learn_mapping, mapped, mapping_features, n_features
 from .network import FaceVGG
 from .pairs import group_faces, video_codes
 from .variation_range import EDGES, RangeSketch, variation_range, video_rank
 from ..training import AUEstimator, FaceBatch, Trainer
 from ..training.batches import derive_seed, masked_bce, seeded
+from ..training.loop import resolve_device
 
 # %% ../../nbs/pairwise/60_estimator.ipynb #52ffbc28
 __all__ = ['paper_trainer', 'PseudoIntensity', 'Pairwise', 'SingleImage', 'LivePairwise']
@@ -182,7 +183,7 @@ class Pairwise(AUEstimator):
         map_batch=256,             # frames of a step
         map_lr=1e-3,               # learning rate of AdamW
         map_weight_decay=0.,       # of AdamW
-        subset=True,               # ranges from random parts of the videos in training
+        subset=True,               # ranges from random parts of the videos in training (ours); False: of all frames (paper)
         mapping_set=None,          # set of a mixture that trains the mapping; None: all frames
         trial=0,                   # which of several trainings under the same conditions
         trainer=None,              # Trainer of step 1; None: its own
@@ -262,9 +263,10 @@ def _fit(
 
 
 def _learn(self, net, mapping, given, chooser, trainer):
-    "Train the mapping network of one kind."
-    with seeded(trainer.seed, 'mapping', mapping):
-        return learn_mapping(net, mapping, *given, chooser, self.map_epochs, self.map_batch, self.map_lr, self.map_weight_decay, self.edges, self.percentile, self.subset, trainer.seed)
+    "Train the mapping network of one kind, where step 1 was trained."
+    device = resolve_device(trainer.device)
+    with seeded(trainer.seed, 'mapping', mapping, device=device):
+        return learn_mapping(net, mapping, *given, chooser, self.map_epochs, self.map_batch, self.map_lr, self.map_weight_decay, self.edges, self.percentile, self.subset, trainer.seed, device)
 
 
 def _check(self):
@@ -297,11 +299,9 @@ def _ranges(values, video, edges, seen, chunk=1024):
         yield rows, np.stack(ranges), np.stack(places)
 
 
-@torch.no_grad()
 def _map(self: Pairwise, values, ranges, rank) -> np.ndarray:  # probabilities [N, K]
     "Occurrence from pseudo-intensities and ranges."
-    x = mapping_features(self.mapping, values, ranges, rank, self.percentile)
-    return self.module_.maps[self.mapping](torch.from_numpy(x)).sigmoid().numpy()
+    return mapped(self.module_.maps[self.mapping], mapping_features(self.mapping, values, ranges, rank, self.percentile))
 
 
 def _map_video(self: Pairwise, values, video) -> np.ndarray:  # probabilities [N, K]

@@ -40,11 +40,15 @@ def grades(
     faces,  # FaceSet, also a mixture
 ) -> np.ndarray:  # float32 [N, K] what orders the frames of a video; NaN where nothing does
     "Intensities where a video has them for an AU, occurrence elsewhere."
-    strength, occurs, video = faces.intensities(), faces.labels(), video_codes(faces)
-    if not any(c.startswith('intensity_AU') for c in faces.frames): return strength
-    graded = np.zeros((video.max(initial=0) + 1, strength.shape[1]), bool)
-    np.logical_or.at(graded, video, np.isfinite(strength))
-    return np.where(graded[video], strength, occurs)
+    video = video_codes(faces)
+    return np.where(_graded(faces, video)[video], faces.intensities(), faces.labels())
+
+
+def _graded(faces, video):
+    "Which AUs of which videos are ranked by intensities: bool [V, K]. (A set of one scale is all one kind.)"
+    graded = np.zeros((video.max(initial=-1) + 1, len(faces.aus)), bool)
+    np.logical_or.at(graded, video, np.isfinite(faces.intensities()))
+    return graded
 
 # %% ../../nbs/pairwise/10_pairs.ipynb #b90d8d16
 def _cells(grade, video):
@@ -71,7 +75,7 @@ def sample_pairs(
     faces,              # FaceSet, also a mixture
     n: int,             # pairs to draw, with replacement
     seed=0,             # number, or anything numpy's default_rng takes
-    balance: bool = True,  # AUs and gaps equally often; False: every comparable (pair, AU) equally often
+    balance: bool = True,  # AUs, and gaps of a scale, equally often; False: every comparable (pair, AU) equally often
 ) -> pd.DataFrame:      # i, j (rows), au (number), gap (> 0), r (of that AU), video (number); in the order drawn
     "Sample pairs of frames of one video that differ in an AU (Pairwise Sec. III, step 1). Raises ValueError where nothing differs."
     grade, video, rng = grades(faces), video_codes(faces), np.random.default_rng(seed)
@@ -80,23 +84,30 @@ def sample_pairs(
     if not found: raise ValueError('No Action Unit changes within any video, so there is no pair with an order. Give videos in which labels vary.')
     ks = list(found)
     size = {k: v[2][2][v[0][:, 1]] * v[2][2][v[0][:, 2]] for k, v in found.items()}      # pairs of each cell
+    graded = _graded(faces, video)
     share = np.ones(len(ks)) if balance else np.array([size[k].sum() for k in ks], float)
-    parts = [_draw(found[k], size[k], m, rng, balance).assign(au=faces.aus[k]) for k, m in zip(ks, rng.multinomial(n, share / share.sum())) if m]
+    parts = [_draw(found[k], size[k], m, rng, graded[:, k] if balance else None).assign(au=faces.aus[k]) for k, m in zip(ks, rng.multinomial(n, share / share.sum())) if m]
     pairs = pd.concat(parts, ignore_index=True).iloc[rng.permutation(n)].reset_index(drop=True)
     return pairs[['i', 'j', 'au', 'gap', 'r', 'video']]
 
 # %% ../../nbs/pairwise/10_pairs.ipynb #7d6daeb9
-def _draw(cells, size, m, rng, balance):
-    "m pairs of one AU."
+def _draw(cells, size, m, rng, graded):
+    "m pairs of one AU; balanced, where `graded` says which videos have intensities."
     (where, gap, (rows, start, count)) = cells
-    weight = size.astype(float)
-    if balance:
-        kinds, which = np.unique(gap, return_inverse=True)
-        weight = 1 / np.bincount(which)[which] / len(kinds)      # gaps alike, cells of a gap alike
+    weight = size.astype(float) if graded is None else _balanced(where[:, 0], gap, graded)
     chosen = rng.choice(len(where), m, p=weight / weight.sum())
     low, high = (rows[start[where[chosen, c]] + (rng.random(m) * count[where[chosen, c]]).astype(int)] for c in (1, 2))
     first = rng.random(m) < .5                                    # is the low one first?
     return pd.DataFrame({'i': np.where(first, low, high), 'j': np.where(first, high, low), 'gap': gap[chosen], 'r': first.astype(np.float32), 'video': where[chosen, 0]})
+
+# %% ../../nbs/pairwise/10_pairs.ipynb #d98c3842
+def _balanced(video, gap, graded):
+    "Weight of each cell: scales by their videos, gaps of a scale alike, cells of a gap alike."
+    weight, fine = np.empty(len(gap)), graded[video]
+    for own in filter(np.any, (fine, ~fine)):
+        kinds, which = np.unique(gap[own], return_inverse=True)
+        weight[own] = len(np.unique(video[own])) / len(np.unique(video)) / np.bincount(which)[which] / len(kinds)
+    return weight
 
 # %% ../../nbs/pairwise/10_pairs.ipynb #b8be17ad
 def pack_pairs(
