@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['UNPREPARED', 'digest', 'named_sets', 'data_spec', 'of_world', 'graded_aus', 'as_intensities', 'world_intensities',
            'knob_words', 'data_id', 'cache_root', 'prepared_sizes', 'prepared_folder', 'prepare_known', 'open_data',
-           'mixture_spec', 'data_version', 'Labels', 'full_labels', 'resized', 'under_protocol', 'record_data',
-           'record_holds', 'DataChanged', 'check_fingerprint', 'read_record', 'data_folds']
+           'mixture_spec', 'data_version', 'Labels', 'full_labels', 'resized', 'check_folds', 'check_protocol',
+           'under_protocol', 'record_data', 'record_holds', 'DataChanged', 'check_fingerprint', 'read_record',
+           'data_folds']
 
 # %% ../../nbs/study/27_data.ipynb #e7b24d9f
+import difflib
 import hashlib
 import json
 import os
@@ -23,7 +25,7 @@ from ..faces.faceset import crop_digests, fingerprint_of
 from ..files import Damaged, sound
 from .config import Known, known_sets, open_known, tree_names
 from .manifests import ManifestError, Profile, load_profile, project_root, read_yaml
-from .protocol import Protocol
+from .protocol import UNSPLIT, Protocol
 
 # %% ../../nbs/study/27_data.ipynb #00ec12c4
 def digest(
@@ -133,9 +135,18 @@ def as_intensities(
     if faces.card.kind == 'intensity': return faces
     aus = tuple(a for a in faces.aus if f'intensity_AU{a}' in faces.frames)
     if not aus:
-        raise ManifestError(f"labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. Prepare one with `--option kind=intensity` and put it beside as {faces.card.name}_intensity")
+        raise ManifestError(f"labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. Prepare another one with {_by_hand(faces.card.name, faces.size, 'intensity')}, and name its folder: `--data DIR`")
     frames = faces.frames[['subject', 'video', 'frame']].assign(**{f'AU{a}': faces.frames[f'intensity_AU{a}'] for a in aus})
     return FaceSet(frames, faces.crops, faces.landmarks, replace(faces.card, aus=aus, kind='intensity', threshold=1))
+
+def _by_hand(dataset, size, kind='', protocol=None):
+    "The command that prepares a data set as `--data DIR` finds it: with labels of a kind, and as a protocol says."
+    from au_study.datasets.prepare import RECIPES
+    known = known_sets().get(dataset)
+    words = [dataset, *([] if known and known.kind == 'tree' else ['ROOT']), *(['--kind', kind] if kind else [])]
+    if protocol and protocol.split in _splits(dataset): words += ['--split', protocol.split]
+    if protocol and protocol.crop in RECIPES: words += ['--recipe', protocol.crop]
+    return f"`au-study prepare {' '.join(words)} --size {size} --out DIR/{dataset}{f'_{kind}' if kind else ''}`"
 
 def world_intensities(
     spec: dict,                 # from `data_spec`, of the world
@@ -349,12 +360,74 @@ def resized(
     return FaceSet(faces.frames, crops, landmarks, faces.card)
 
 # %% ../../nbs/study/27_data.ipynb #d5cedc95
+def _splits(dataset=None):
+    "Names of the splits in data_manifests: of one data set, or all."
+    return [p.stem for p in sorted((project_root() / 'data_manifests/splits').glob('*.yaml')) if dataset in (None, read_yaml(p).get('dataset'))]
+
+def _no_split(split, dataset):
+    "The error for a name that is no split of a data set."
+    own, elsewhere = _splits(dataset), split in _splits()
+    near = [] if elsewhere else difflib.get_close_matches(split, own, 1)
+    return ManifestError(f"protocol: {split!r} is {'a split of another data set, not' if elsewhere else 'no split'} of {dataset}" + (f"; did you mean {near[0]!r}?" if near else '.')
+                         + (f" There are {', '.join(own)}" if own else ' Give the folds of its FaceSet a name of their own'))
+
+# %% ../../nbs/study/27_data.ipynb #f69cfc1d
+def check_folds(
+    card,                # DatasetCard of a FaceSet
+    subjects,            # who is in it
+    protocol: Protocol,  # names the split
+    size: int = 256,     # side of its crops, for the remedy
+):
+    "Raise `ManifestError` unless the folds are those of the split that the protocol names."
+    from au_study.datasets.cards import load_dataset_manifest, load_split
+    there, own, said = set(subjects), _splits(card.name), protocol.split
+    if said not in own and said in _splits() and (own or not card.synthetic): raise _no_split(said, card.name)
+    def present(folds): return [who for fold in folds if (who := there & set(fold))]
+    found, folds = present(card.folds), load_split(said).folds if said in own else ()
+    alike = [n for n in own if found and present(load_split(n).folds) == found]
+    if said in own and (said in alike or not folds or card.synthetic and not present(folds)) or said not in own and not alike: return
+    kind = card.kind if card.kind != load_dataset_manifest(card.name).kind else ''
+    raise ManifestError(f"{card.name}: the protocol names the split {said}{'' if said in own else ', which nobody knows'}; the folds of the data are "
+                        + (f"those of {' and '.join(alike)}. Name {alike[0]} in the protocol of the study" if alike else "of no known split. Give them a name of their own in the protocol of the study")
+                        + (f", or prepare the data by hand: {_by_hand(card.name, size, kind, protocol)}, then `--data DIR`" if said in own else ''))
+
+# %% ../../nbs/study/27_data.ipynb #c6d7559c
+def check_protocol(
+    protocol: Protocol,      # of a study
+    spec: dict,              # from `data_spec`
+    source: str = 'world',   # as on the command line
+    trains: bool = True,     # something is trained on folds
+):
+    "Raise `ManifestError` where the data aren't what a protocol says of them: their split, their crop."
+    if spec['source'] == 'mixture' or protocol.split == UNSPLIT and not trains: return
+    if spec['source'] == 'world':
+        if protocol.split not in (_splits(spec['dataset']) or [protocol.split]): raise _no_split(protocol.split, spec['dataset'])
+        return
+    if spec['fingerprint'] == UNPREPARED:
+        card, cut = _tree(spec).card(), 'five-point'
+        people, size = {s for f in card.folds for s in f}, spec['size']
+    else: card, people, size, cut = _written(_place(spec, source))
+    check_folds(card, people, protocol, size)
+    if cut and cut != protocol.crop:
+        raise ManifestError(f"{card.name}: the protocol says {protocol.crop} crop, the faces are cut by {cut}; say `crop: {cut}` in the protocol of the study, "
+                            f"or prepare the data by hand: {_by_hand(card.name, size, protocol=protocol)}, then `--data DIR`")
+
+def _written(folder):
+    "What the files of a FaceSet say without its pixels: card, people, side of a crop, recipe (empty: nobody wrote it down)."
+    from au_study.faces.faceset import DatasetCard
+    card, note = DatasetCard.from_json((folder / 'card.json').read_text(encoding='utf-8')), folder / 'prepare.json'
+    cut = json.loads(note.read_text(encoding='utf-8'))['settings']['recipe'].partition('/')[0] if note.exists() else ''
+    return card, set(pd.read_parquet(folder / 'frames.parquet', columns=['subject'])['subject']), json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))['size'], cut
+
+# %% ../../nbs/study/27_data.ipynb #8acc6e42
 def under_protocol(
     faces,               # FaceSet
     protocol: Protocol,  # its AUs and threshold hold
 ):
-    "The FaceSet with the protocol's AUs and threshold; raises `ManifestError` when an AU isn't labelled."
+    "The FaceSet with the protocol's AUs and threshold; raises `ManifestError` when an AU isn't labelled, or the folds aren't those of its split."
     from au_study.faces.faceset import FaceSet
+    mixture = faces.frames['subject'].str.contains('/').all()   # of 'set/subject'; each study on one says who is tested
+    if not (isinstance(faces, Labels) or mixture or protocol.split == UNSPLIT): check_folds(faces.card, faces.frames['subject'], protocol, faces.size)
     lacking = [a for a in protocol.aus if a not in tuple(faces.card.aus)]
     if lacking:
         raise ManifestError(f"{faces.card.name} has no labels of AU {', '.join(map(str, lacking))}, which the protocol {protocol.id} scores; "
@@ -409,7 +482,7 @@ def check_fingerprint(
                           "run `au-study reproduce` again, which makes the record and its runs anew")
     if hasattr(faces, 'crops') and '_format' not in vars(faces) and fingerprint_of(faces, [crop_digests(faces.crops)]) != record['fingerprint']:   # what was loaded says what it was when it was saved
         raise DataChanged(f"{record['id']}: the pixels in {getattr(faces.crops, 'filename', None) or 'its cache'} aren't those that were recorded: the file was changed on disk. "
-                          "Delete its folder if the face world or `au-study data prepare` made it (it is made again), or put back a good copy")
+                          "Delete its folder if the face world or `au-study prepare` made it (it is made again), or put back a good copy")
 
 # %% ../../nbs/study/27_data.ipynb #219ea871
 def read_record(

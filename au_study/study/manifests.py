@@ -95,6 +95,7 @@ class Profile:
     labels: str = 'full'                             # tables about labels alone: 'full' cohort of the world, or its 'own' sizes
     world: dict = field(default_factory=dict)        # sizes of the face world
     estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters
+    file: str = ''                                   # where a profile of one's own was read; empty: it is the kit's
 
 # %% ../../nbs/study/20_manifests.ipynb #9b65526d
 def _add_part(content, part, where):
@@ -118,11 +119,12 @@ def load_profile(
         if str(profile) not in known: raise ManifestError(f"no profile {str(profile)!r}: there are {', '.join(known)}")
         path = project_root() / f'data_manifests/profiles/{profile}.yaml'
     content = read_yaml(path)
-    check_keys(content, [f.name for f in fields(Profile) if f.name != 'name'], path.name)
+    check_keys(content, [f.name for f in fields(Profile) if f.name not in ('name', 'file')], path.name)
     for part in sorted(path.with_suffix('').glob('*.yaml')): _add_part(content, read_yaml(part), f'{path.stem}/{part.name}')
     lists = {k: tuple(content[k]) for k in ('folds', 'seeds') if isinstance(content.get(k), list)}
     if content.get('devices', 1) > 1 < content.get('runs_per_gpu', 1): raise ManifestError(f"{path.name}: runs that take {content['devices']} devices can't share them; set runs_per_gpu to 1")
-    return Profile(name=path.stem, **{**content, **{k: content[k] or {} for k in ('world', 'estimators') if k in content}, **lists})
+    file = '' if path.resolve().parent == project_root() / 'data_manifests/profiles' else str(path.resolve())
+    return Profile(name=path.stem, file=file, **{**content, **{k: content[k] or {} for k in ('world', 'estimators') if k in content}, **lists})
 
 # %% ../../nbs/study/20_manifests.ipynb #ef411d4f
 @dataclass(frozen=True)
