@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from au_study.datasets.affwild2 import AffWild2
 from au_study.datasets.cards import load_dataset_manifest
-from au_study.datasets.check import check_dataset, in_runs
+from au_study.datasets.check import check_dataset
 from au_study.study.cli import main
 
 SUBJECTS = ["F" + "001", "M" + "005"]   # put together, so that this file holds no subject id
@@ -111,6 +111,20 @@ def test_command_writes_its_report_and_tells_by_its_exit_code(bp4d, tmp_path, ca
     assert len(pd.read_parquet(tmp_path / "report/recordings.parquet")) == 2
 
 
+def test_codes_that_mean_not_coded_are_given_on_the_command_line(bp4d, tmp_path, capsys):
+    lines = lines_of(bp4d, SUBJECTS[0])
+    cells = lines[4].split(",")
+    lines[4] = ",".join([cells[0], "9", "999", *cells[3:]])
+    write_lines(bp4d, SUBJECTS[0], lines)
+    call = lambda *options: main(["check", "bp4d", str(bp4d), "--labels-only", "--out", str(tmp_path / "report"), *(x for o in options for x in ("--option", o))])
+    assert [call(), call("unlabelled=999"), call("unlabelled=9,999"), call("unlabelled=9,999", "occlusion=false")] == [1, 1, 0, 0]
+    said = capsys.readouterr().out
+    assert "found 999, expected 0, 1 or 9" in said and "found 9, expected 0, 1 or 999" in said
+    assert [call("unlabelled=nine"), call("occlusion=no")] == [2, 2]
+    said = capsys.readouterr().err
+    assert "unlabelled is 'nine'" in said and "occlusion is 'no'" in said
+
+
 def test_disfa_with_an_empty_video(tmp_path):
     subject = "SN" + "001"
     for au in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26):
@@ -153,10 +167,6 @@ def test_an_empty_folder_is_an_error_of_the_copy(tmp_path, capsys, monkeypatch):
     assert "There are no" in capsys.readouterr().out
 
 
-def test_runs_of_numbers():
-    assert in_runs([9, 3, 4, 5]) == "3-5, 9" and in_runs([]) == ""
-
-
 def test_names_with_stray_bytes_are_reported(tmp_path):
     folder = os.fsencode(tmp_path) + b"/annotations/AU_Set/Training_Set"
     os.makedirs(folder)
@@ -185,5 +195,5 @@ def test_landmarks_that_cannot_be_used_are_named_by_file_and_reason(tmp_path):
     told = {p.frame: p for p in report.problems if p.file.endswith("_lm.mat")}
     assert [told[n].file for n in (2, 3, 4)] == [f"Landmark_Points/{subject}/tmp_frame_lm/{subject}_{n:04d}_lm.mat" for n in (1, 2, 3)] and len(told) == 3
     assert "not finite" in told[2].message and "(49, 2)" in told[3].message and "no variable pts, only points" in told[4].message
-    assert any(p.severity == "warning" and "Pictures without a label (1): 5" in p.message for p in report.problems)     # every frame is coded
+    assert any(p.severity == "warning" and "Pictures before the first or after the last label (1): 5" in p.message for p in report.problems)     # every frame is coded
     assert report.code == 0 and report.recordings["without_landmarks"].tolist() == [3]

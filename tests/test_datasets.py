@@ -14,10 +14,11 @@ import pytest
 
 from au_study.datasets.base import open_dataset
 from au_study.datasets.layouts import LAYOUTS, WILD_CROP, cohort, film, frame_of, plan_layout, take_landmarks, wild_missing, write_layout, write_script
-from au_study.datasets.prepare import prepare
+from au_study.datasets.prepare import PrepareError, prepare
+from au_study.facs import schematic_face
 from au_study.faces.alignment import FivePointCrop, crop_faces, transform_points
 from au_study.faces.frames import KEYS, label_columns, read_frames
-from au_study.faces.landmarks import WorldDetector
+from au_study.faces.landmarks import Detection, WorldDetector
 from au_study.world import load_preset
 
 SIZES = dict(subjects=3, frames=8, size=128, stride=30)  # every 30th frame of the world: many events in few pictures
@@ -216,6 +217,32 @@ def test_disfa_becomes_a_faceset_by_its_own_landmarks(trees, tmp_path):
     assert prepared.quarantine[["subject", "frame", "reason"]].to_numpy().tolist() == [[cohort("disfa")[1], 1 + SIZES["frames"] * 3 // 4, "no landmarks"]]
 
 
+def test_both_cameras_of_disfa_are_found_by_one_detector(trees, tmp_path, detector, monkeypatch):
+    "The owner's landmarks are those of the left film; they must not put the right one into quarantine."
+    monkeypatch.setattr("au_study.datasets.prepare.WorldDetector", lambda: detector)
+    dataset = open_dataset("disfa", trees("disfa"), camera="both")
+    prepared = prepare(dataset, tmp_path / "out", size=96, jobs=0, progress=False)
+    assert json.loads((prepared.folder / "prepare.json").read_text())["settings"]["detector"].startswith("world/")
+    assert check_faceset(prepared, trees("disfa"), "intensity", 96).mean() < 0.08
+    assert (prepared.recordings.groupby("video")[["kept", "frames"]].sum().eval("kept / frames") > 0.9).all() and not prepared.lost_subjects
+    with pytest.raises(PrepareError, match="ships landmarks for left, but none for right. Use detector='world'"): prepare(dataset, tmp_path / "given", detector="given", progress=False)
+
+
+def test_landmark_files_are_part_of_the_source(trees, tmp_path, monkeypatch):
+    copy, who = shutil.copytree(trees("disfa"), tmp_path / "disfa"), cohort("disfa")[0]
+    call = lambda: prepare(open_dataset("disfa", copy), tmp_path / "out", size=32, subjects=[who], jobs=0, progress=False)
+    file = next((copy / "Landmark_Points" / who).rglob("*_lm.mat"))
+    aside = shutil.move(file, tmp_path / file.name)
+    assert call().quarantine["reason"].tolist() == ["no landmarks"] and call().reused == 1
+    shutil.move(aside, file)
+    with pytest.raises(PrepareError, match=rf"out was prepared differently: 1 recordings \({who} left\) were added, removed or changed since"): call()
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("au_study.datasets.prepare._assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): call()
+    file.write_bytes(bytes(reversed(file.read_bytes())))  # as long as before
+    with pytest.raises(PrepareError, match="out.preparing was begun differently"): call()
+
+
 @pytest.mark.parametrize("layout, kind", [("bp4d", "occurrence"), ("bp4d_plus", "intensity")])
 def test_bp4d_becomes_a_faceset_by_found_landmarks(trees, tmp_path, detector, layout, kind, record_property):
     prepared = prepare(open_dataset(NAMES[layout], trees(layout), kind=kind), tmp_path / "out", size=96, detector=detector, jobs=0, progress=False)
@@ -232,3 +259,23 @@ def test_affwild2_pairs_become_two_people(trees, tmp_path, detector):
     error = check_faceset(prepared, trees("affwild2"), "occurrence", 96)
     assert error.mean() < 0.15, "the other person of the video was taken"
     assert {"video1_left", "video1_right"} <= set(prepared.faces.subjects)
+
+
+class RightFace:
+    "Finds a face in the right half of a picture, and none in the left one."
+    id = "right/v1"
+
+    def detect(self, image, key=None):
+        side, x = image.shape[0] / 2, image.shape[1] * 3 / 4
+        box = np.array([side / 2, x - side / 2, side * 3 / 2, x + side / 2], np.float32)
+        return [Detection(box, schematic_face(side) + box[[1, 0]], 1.0)]
+
+
+@pytest.mark.parametrize("several", ["quarantine", "side"])
+def test_the_one_face_that_was_found_is_not_given_to_both_people(trees, tmp_path, several):
+    dataset = open_dataset("affwild2", trees("affwild2"), images="video")
+    with pytest.warns(UserWarning, match="video1_left"): prepared = prepare(dataset, tmp_path / "out", size=32, detector=RightFace(), several=several, jobs=0, progress=False)
+    kept = prepared.recordings.set_index("video")[["frames", "kept"]]
+    assert kept.loc["video1_left", "kept"] == 0 and kept.loc["video1_right"].nunique() == 1
+    assert kept.drop("video1_left").eval("frames == kept").all()  # one person alone may be anywhere
+    assert set(prepared.quarantine["reason"]) == {"no face"} and set(prepared.quarantine["detail"]) == {"the only face is in the right half of the picture, the person in the left one"}

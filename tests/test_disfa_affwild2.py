@@ -10,6 +10,7 @@ from test_media import coded, film, painted, shown, write
 
 from au_study.datasets.affwild2 import AffWild2, raw_name
 from au_study.datasets.base import Tree
+from au_study.datasets.check import check_dataset
 from au_study.datasets.crops import given_points, landmark_notes
 from au_study.datasets.disfa import DISFA, from_66_points
 from au_study.datasets.problems import DatasetError
@@ -130,6 +131,13 @@ def test_codes_written_as_floats_are_codes(disfa):
     assert (labels.loc[labels["subject"] == "SN901", "AU4"] == 3).all()
 
 
+@pytest.mark.parametrize("camera, films", [("left", 1), ("right", 1), ("both", 2)])
+def test_a_copy_is_whole_if_it_holds_the_films_of_the_cameras_that_were_asked_for(disfa, camera, films):
+    counts = check_dataset(DISFA(disfa, camera=camera), decode=False, jobs=0, progress=False).counts
+    assert counts["expected"].to_dict() == dict(subjects=27, videos=27 * films, frames=130814 * films)
+    assert counts["counted"].to_dict() == dict(subjects=2, videos=2 * films, frames=2 * FRAMES * films)
+
+
 def test_missing_parts_of_disfa_are_named(disfa):
     (disfa / "ActionUnit_Labels/SN901/SN901_au9.txt").unlink()
     (disfa / "Videos_LeftCamera/LeftVideoSN902_Comp.AVI").unlink()
@@ -158,7 +166,7 @@ def test_files_in_the_wrong_place_or_twice(disfa):
     assert next(r for r in data.recordings() if r.subject == "SN901").media is None
 
 
-@pytest.mark.parametrize("n, severity, message", [(6, "error", "The labels run to frame 8, the pictures end at frame 6: 2 label frames too many."),
+@pytest.mark.parametrize("n, severity, message", [(6, "error", "The labels of SN901 left run to frame 8, the pictures end at frame 6: 2 label frames too many."),
                                                   (10, "warning", "Pictures before the first or after the last label (2): 9 to 10; the labels of SN901 left run from 1 to 8.")])
 def test_video_and_labels_of_different_length(disfa, n, severity, message):
     film(disfa / "Videos_LeftCamera/LeftVideoSN901_comp.avi", range(n), fps=20)
@@ -308,8 +316,8 @@ def test_names_of_raw_videos():
 
 
 def test_a_face_that_was_not_found_is_a_note(wild):
-    found = said(AffWild2(wild), "duo_left Frames with labels and without picture", "note")
-    assert [p.message for p in found] == ["Frames with labels and without picture (2): 3, 10."]
+    found = said(AffWild2(wild), "Labelled frames of duo_left without a picture", "note")
+    assert [p.message for p in found] == ["Labelled frames of duo_left without a picture (2 of 9): 3, 10."]
     frame = next(AffWild2(wild).recordings()[1].media.read([3]))
     assert frame.missing and frame.image is None
 
@@ -388,7 +396,7 @@ def test_pictures_beyond_the_annotation_are_named(wild):
 def test_labels_longer_than_the_raw_video(wild):
     film(wild / "batch1/duo.mp4", range(7), "mp4v", fps=30)
     data = AffWild2(wild, images="video")
-    assert [p.subject for p in said(data, "The labels run to frame 10, the pictures end at frame 7: 3 label frames too many.")] == ["duo_left", "duo_right"]
+    assert [p.subject for p in said(data, r"The labels of duo_\w+ run to frame 10, the pictures end at frame 7: 3 label frames too many\.")] == ["duo_left", "duo_right"]
 
 
 def test_broken_pictures_of_affwild2_are_counted(wild):

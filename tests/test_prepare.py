@@ -362,17 +362,20 @@ def test_the_command(tree, tmp_path, monkeypatch, capsys):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     monkeypatch.setenv("AU_STUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("au_study.datasets.base.open_dataset", lambda name, root, **options: Folders(root) if (name, options) == ("folders", {}) else None)
+    opened = []
+    monkeypatch.setattr("au_study.study.config.open_known", lambda name, root=None, **options: opened.append((name, root, options)) or Folders(tree))
     call = ["folders", str(tree), "--out", str(tmp_path / "set"), "--size", "32", "--jobs", "2", "--stride", "5", "--subjects", "A", "C", "--aus", "12", "--threshold", "3", "--quiet"]
     assert module.run(parser.parse_args(call)) == 0
     said = capsys.readouterr().out
     assert "32 frames of 4 recordings = 32 kept + 0 quarantined" in said and "threshold" in said
     faces = FaceSet.load(tmp_path / "set")
     assert (len(faces), faces.aus, faces.card.threshold, faces.size, faces.subjects) == (32, (12,), 3.0, 32, ["A", "C"])
-    monkeypatch.setattr("au_study.study.config.open_known", lambda name, **options: Folders(tree))
-    assert module.run(parser.parse_args(["folders", *call[2:3], str(tmp_path / "known"), *call[4:]])) == 0  # without a root: the one that is known
-    assert files(tmp_path / "known") == files(tmp_path / "set")
-    with pytest.raises(PrepareError, match="--aus is 'x'"): module.run(parser.parse_args([*call[:4], "--aus", "x"]))
+    more = ["--option", "first_image=0", "--option", "camera=both", "--kind", "intensity", "--border", "128"]
+    assert module.run(parser.parse_args(["folders", *call[2:3], str(tmp_path / "known"), *call[4:], *more])) == 0  # without a root: the one that is known
+    assert opened == [("folders", str(tree), {}), ("folders", None, dict(first_image=0, camera="both", kind="intensity"))]
+    assert json.loads((tmp_path / "known/prepare.json").read_text())["settings"]["border"] == 128
+    for option, wrong in (("--aus", "x"), ("--border", "256")):
+        with pytest.raises(PrepareError, match=f"{option} is '{wrong}'"): module.run(parser.parse_args([*call[:4], option, wrong]))
 
 
 def test_recipes_and_detectors_by_name(tree, tmp_path):

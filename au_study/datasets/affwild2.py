@@ -94,7 +94,7 @@ class AffWild2(Dataset):
         annotations, problems = _annotations(self.tree)
         tested, wrong = _test_videos(self.tree)
         media, extra = (self._crops if self.images == "cropped_aligned" else self._videos)(annotations)
-        found = [Recording(v, v, (self.root / path,), media.get(v), part=part) for v, (part, path) in annotations.items()]
+        found = [Recording(v, v, (self.root / path,), media.get(v), part=part, side=self._side(v, media.get(v))) for v, (part, path) in annotations.items()]
         return found, problems + wrong + self._without(found) + [p for p in extra if p.subject not in tested]
 
     def read_labels(self, recording):
@@ -131,6 +131,12 @@ def _videos(self: AffWild2, annotations):
     used = {p for v in annotations for p in raw.get(v) or raw.get(raw_name(v), [])}
     problems += [Problem("note", "The video has no AU annotation.", file=p, subject=n, video=n) for n, ps in raw.items() for p in ps if p not in used]
     return media, problems
+
+
+@patch
+def _side(self: AffWild2, video, media):
+    "The half of the raw video that a person is in, where it shows two."
+    return video.rpartition("_")[2] if self.images == "video" and media is not None and media.path.stem != video else ""
 
 # %% ../../nbs/datasets/56_affwild2.ipynb #04857cac
 @patch

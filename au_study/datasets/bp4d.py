@@ -68,12 +68,13 @@ class BP4D(Dataset):
     def __init__(self,
         root: str | Path,  # folder that holds BP4D-training and AUCoding
         kind: str | None = None,  # 'occurrence' (default) or 'intensity'
-        unlabelled: Iterable[int] | None = None,  # codes that mean 'not coded'; None: the manifest's (9)
+        unlabelled: int | str | Iterable[int] | None = None,  # codes that mean 'not coded', as numbers or as '9,999'; None: the manifest's (9)
         occlusion: bool = True,  # frames that the FERA 2015 layout flags as occluded are unlabelled
     ):
         super().__init__(root, kind)
-        self.unlabelled = tuple(self.manifest.unlabelled if unlabelled is None else unlabelled)
-        self.occlusion = occlusion
+        self.unlabelled = tuple(self.manifest.unlabelled) if unlabelled is None else _codes(unlabelled)
+        if occlusion not in (True, False): raise DatasetError(f"occlusion is {occlusion!r}; expected true or false.")
+        self.occlusion = bool(occlusion)
         both = sorted(set(self.unlabelled) & set(self.codes))
         if both: raise DatasetError(f"unlabelled names {both}, which are labels of kind {self.kind!r}.")
 
@@ -92,6 +93,12 @@ class BP4D(Dataset):
         table = table.reindex(columns=["frame", *self.columns]).astype(dict.fromkeys(self.columns, float))
         table.insert(0, "subject", recording.subject); table.insert(1, "video", recording.video)
         return table, problems
+
+# %% ../../nbs/datasets/50_bp4d.ipynb #25a9155d
+def _codes(given):
+    "Codes as numbers."
+    try: return tuple(int(c) for c in (str(given).split(",") if isinstance(given, int | str) else given))
+    except ValueError: raise DatasetError(f"unlabelled is {given!r}; expected whole numbers, such as 9 or 9,999.") from None
 
 # %% ../../nbs/datasets/50_bp4d.ipynb #1f27087d
 def _folders(self, parent, pattern, expected, problems):

@@ -80,13 +80,13 @@ class DetectedFaces:
         detector,  # has `detect(image) -> list of Detection`
         rules: Plausibility,  # what landmarks must keep
         choice: FaceChoice,  # which of several faces
-        video: str,  # name of the video, for the choice
+        side: str = "",  # of the person, where the picture shows two
     ):
-        self.detector, self.rules, self.choice, self.video = detector, rules, choice, video
+        self.detector, self.rules, self.choice, self.side = detector, rules, choice, side
 
     def __call__(self, found):
         "Complete `found`."
-        face, found.reason, found.detail = self.choice.choose(self.detector.detect(found.image), self.video)
+        face, found.reason, found.detail = self.choice.choose(self.detector.detect(found.image), self.side, found.image.shape[1])
         if face is None: return
         if face.landmarks is None: found.reason = NO_LANDMARKS; return
         found.points = np.asarray(face.landmarks, dtype=np.float64)
@@ -360,7 +360,7 @@ class CropWorker:
         if first.exists():
             points, *said = read_found(first)
             return GivenFaces(points, self.rules, *said)
-        if self.detector is not None: return DetectedFaces(self.detector, self.rules, self.choice, source.recording.video)
+        if self.detector is not None: return DetectedFaces(self.detector, self.rules, self.choice, source.recording.side)
         points = given_points(self.dataset.read_landmarks(source.recording, source.numbers), source.numbers)
         return GivenFaces(points, self.rules, notes=landmark_notes(self.dataset, source.recording, source.numbers, points))
 

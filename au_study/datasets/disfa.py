@@ -58,7 +58,7 @@ def _agree(tables, names):
     for au, f in frames.items():
         lack, extra = np.setdiff1d(usual, f), np.setdiff1d(f, usual)
         differs = [f"{'lacks' if part is lack else 'has besides'} {frame_ranges(part)}" for part in (lack, extra) if len(part)]
-        if differs: found.append((au, f"The frames differ from those of {n} other AU file{'s' * (n > 1)} ({frame_ranges(np.array(usual))}): {names[au]} {' and '.join(differs)}."))
+        if differs: found.append((au, f"The frames differ from those of {n} other AU file{'s' * (n > 1)} ({frame_ranges(usual)}): {names[au]} {' and '.join(differs)}."))
     return found
 
 # %% ../../nbs/datasets/54_disfa.ipynb #81012dbd
@@ -174,6 +174,12 @@ class DISFA(Dataset):
         if landmark_origin not in (0, 1): raise DatasetError(f"landmark_origin is {landmark_origin!r}; expected 0 or 1.")
         self.camera, self.first_image, self.landmark_origin = camera, first_image, landmark_origin
 
+    @property
+    def expected(self):
+        "Subjects, videos and frames of a whole copy; the manifest counts one camera."
+        films = 2 if self.camera == "both" else 1
+        return {k: n * (1 if k == "subjects" else films) for k, n in self.manifest.expected.items()}
+
     def _index(self):
         labels, problems = _label_files(self.tree)
         found = []
@@ -228,6 +234,6 @@ def landmark_problems(self: DISFA, recording, numbers=None):
     files = _landmark_files(self.tree, recording.landmarks)
     numbers = sorted(files) if numbers is None else [int(n) for n in numbers]
     absent = [n for n in numbers if n not in files]
-    found = [recording.problem("warning", f"Frames without a landmark file ({len(absent)}): {frame_ranges(np.array(absent))}.", file=recording.landmarks, frame=absent[0])] if absent else []
+    found = [recording.problem("warning", f"Frames without a landmark file ({len(absent)}): {frame_ranges(absent)}.", file=recording.landmarks, frame=absent[0])] if absent else []
     reasons = [(n, _landmarks(self.root / files[n], 0)[1]) for n in numbers if n in files]
     return found + [recording.problem("warning", f"The landmark file {why}.", "The frame counts as one without landmarks.", file=files[n], frame=n) for n, why in reasons if why]

@@ -190,8 +190,8 @@ def _lookup(cells, allowed, unlabelled):
     return values, [i for i, c in enumerate(cells) if c in wrong] if wrong else [], wrong
 
 # %% ../../nbs/datasets/15_labels.ipynb #96f0615d
-def _even_rows(rows, width, problem):
-    "Cut empty cells beyond the width; give rows of another length empty cells and report them. Returns (rows, positions of odd rows)."
+def _even_rows(rows, width, keyed, problem):
+    "Cut empty cells beyond the width; of rows of another length keep the frame number alone, and report them. Returns (rows, positions of odd rows)."
     if all(len(cells) == width for _, cells in rows): return rows, []
     fixed, odd, surplus = [], [], None
     for i, (line, cells) in enumerate(rows):
@@ -200,7 +200,7 @@ def _even_rows(rows, width, problem):
             odd.append(i)
             torn = " It is the last row: the file may have been cut off." if i == len(rows) - 1 and len(cells) < width and len(odd) == 1 else ""
             problem("error", f"the row has {counted(len(cells), 'cell')}, expected {width}.{torn}", _RESTORE, line=line, sort="length")
-            cells = cells[:1] + [""] * (width - 1)
+            cells = cells[:keyed] + [""] * (width - keyed)
         fixed.append((line, cells))
     if surplus: problem("note", "rows end with commas that nothing follows.", line=surplus)
     return fixed, odd
@@ -285,7 +285,7 @@ def read_codes(
     if torn: found("error", "a row's place is its frame number, and some lines hold no row; so no row is used.", _RESTORE)
     elif not rows: found("error", "the file holds no row of labels.", _RESTORE)
     if torn or not rows: return _no_rows(columns, needed), problems + found.all()
-    rows, odd = _even_rows(rows, width, found)
+    rows, odd = _even_rows(rows, width, keyed, found)
     table = _code_table(rows, odd, names, allowed, unlabelled, first, keyed, found)
     return table, problems + found.all()
 

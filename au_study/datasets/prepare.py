@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import socket
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .base import Dataset, Recording
+from .base import Dataset, Recording, about_labels
 from .crops import CODES, HEADER, CropRows, CropWorker, Written, npy_header, read_book, read_found, rows_agree
 from .media import ImageFolder, ZipImages
 from .problems import DatasetError, raise_errors
@@ -63,6 +62,18 @@ def _recipe(recipe, size):
     if not isinstance(recipe, str): return recipe
     if recipe not in RECIPES: raise PrepareError(f"The recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}.")
     return RECIPES[recipe](size)
+
+
+def _ships(sources, detector):
+    "Whether landmarks are given: in each kind of recording (camera, task) that is prepared somebody has them."
+    with_marks = {s.recording.video for s in sources if s.ships}
+    bare = sorted({s.recording.video for s in sources} - with_marks)
+    if detector == "given" and with_marks and bare:
+        raise PrepareError(f"The data set ships landmarks for {_some(sorted(with_marks))}, but none for {_some(bare)}. Use detector='world', or open the data set without these recordings.")
+    return bool(with_marks) and not bare
+
+
+def _some(names): return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _detector(detector, ships, predictor, predictor_sha256):
@@ -135,7 +146,9 @@ class _Reader:
         table = table.iloc[::self.stride].reset_index(drop=True)
         numbers = table["frame"].to_numpy(dtype=np.int64)
         ships = len(numbers) > 0 and self.dataset.read_landmarks(recording, numbers[:1]) is not None
-        files = _files_of(getattr(recording.media, "path", None)) + _files_of(recording.landmarks)
+        marks = recording.landmarks
+        if isinstance(marks, str | os.PathLike): marks = os.path.join(self.dataset.root, marks)
+        files = _files_of(getattr(recording.media, "path", None)) + _files_of(marks)
         labels = hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=16)
         stamps = [hashlib.blake2b(labels.digest() + repr(f).encode(), digest_size=12).hexdigest() for f in ([x[:2] for x in files], files)]
         return _Source(recording, table, ships, *stamps)
@@ -152,16 +165,10 @@ def _read_sources(dataset, subjects, stride, jobs, at_once=16):
     name = lambda i: " to ".join(dict.fromkeys(f"{r.subject} {r.video}" for r in (groups[i][0], groups[i][-1])))
     read = dict(run_jobs(_Reader(dataset, stride), groups, 0 if len(groups) < 2 else min(jobs, len(groups)), name=name))  # one group is read sooner than processes start
     read = [r for i in range(len(groups)) for r in read[i]]
-    in_labels = [p for p in dataset.problems if not dataset.label_folders or not p.file or any(_begins(p.file, f) for f in dataset.label_folders)]
-    raise_errors([*in_labels, *(p for _, problems in read for p in problems)])
+    raise_errors([p for p in dataset.problems if about_labels(dataset, p)] + [p for _, problems in read for p in problems])
     sources = [s for s, _ in read if len(s)]
     if not sources: raise DatasetError("No labelled frame was found, so there is nothing to prepare. `au-study check` says what is missing.")
     return sources
-
-
-def _begins(file, pattern):
-    "Whether a problem's file lies in a label folder of the data set."
-    return re.match(pattern, file, re.IGNORECASE) is not None
 
 # %% ../../nbs/datasets/70_prepare.ipynb #4a972597
 PIECE = 128  # frames
@@ -458,7 +465,7 @@ def prepare(
     card = dataset.card(aus=tuple(int(c[2:]) for c in dataset.columns) if aus == "coded" else aus, threshold=threshold, split=split)
     try:
         sources = _read_sources(dataset, subjects, stride, count_jobs(jobs, len(dataset.recordings())))
-        found, name = _detector(detector, any(s.ships for s in sources), predictor, predictor_sha256)
+        found, name = _detector(detector, _ships(sources, detector), predictor, predictor_sha256)
         settings = dict(dataset=dataset.name, size=crop.size, recipe="procrustes" if recipe == "procrustes" else crop.id, detector=name, stride=stride, carry=carry,
                         several=several, border=border, exact=exact, rules=asdict(rules), card=json.loads(card.to_json()))
         if _finished(out, settings, {s.name: s.content for s in sources}):
@@ -555,23 +562,21 @@ def add_arguments(parser):
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these people")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--exact", action="store_true", help="decode every image at full size")
-    for name, text in _OF_DATASET.items(): parser.add_argument("--" + name, metavar=name.upper(), help=text)
+    parser.add_argument("--border", default="0", metavar="GREY", help="grey value outside the image, or edge (default 0; JAANet's code: 128)")
+    parser.add_argument("--kind", choices=("occurrence", "intensity"), help="labels that the FaceSet gets (default: what the set is known for)")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set, such as camera=both, images=video or first_image=0; may be repeated")
     parser.add_argument("--threshold", help="an AU occurs from this intensity on: a number, or the name of a paper")
     parser.add_argument("--split", metavar="NAME", help="folds of the card, by name (data_manifests/splits)")
     parser.add_argument("--aus", metavar="LIST", help="AU numbers such as 1,2,12, or coded: all that the data set codes (default: those that the papers score)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-_OF_DATASET = {"kind": "intensity or occurrence labels (default: the data set's own)", "camera": "DISFA: left, right or both",
-               "images": "Aff-Wild2: cropped_aligned or video"}
-
-
 def run(
     args,  # as parsed
 ) -> int:  # exit code
     "`au-study prepare`."
-    dataset = _opened(args.dataset, args.root, {n: getattr(args, n) for n in _OF_DATASET if getattr(args, n) is not None})
-    result = prepare(dataset, args.out, **_parsed(args))
+    dataset, settings = _opened(args), _parsed(args)
+    result = prepare(dataset, args.out, **settings)
     idle = [r for r in dataset.recordings() if not r.labels]
     print(result.faces.describe().to_string())
     print(_worst(result))
@@ -582,14 +587,12 @@ def run(
     return 0
 
 # %% ../../nbs/datasets/70_prepare.ipynb #546777f4
-def _opened(name, root, options):
+def _opened(args):
     "The data set; without a root the one that the user's config knows. What a study trains is kept where studies keep it."
-    from au_study.study.config import open_known  # study lies above this module and is needed by the command alone
+    from au_study.study.config import open_known, parse_options  # study lies above this module and is needed by the command alone
     from au_study.study.data import cache_root
     os.environ.setdefault("AU_STUDY_CACHE", str(cache_root()))
-    if root is None: return open_known(name, **options)
-    from au_study.datasets.base import open_dataset
-    return open_dataset(name, root, **options)
+    return open_known(args.dataset, args.root, **parse_options(args.option) | ({"kind": args.kind} if args.kind else {}))
 
 
 def _parsed(args):
@@ -598,9 +601,10 @@ def _parsed(args):
     except ValueError: raise PrepareError(f"--aus is {args.aus!r}; expected numbers such as 1,2,12, or coded.") from None
     try: threshold = None if args.threshold is None else float(args.threshold)
     except ValueError: threshold = args.threshold  # the name of a paper
+    if args.border != "edge" and not (args.border.isdecimal() and int(args.border) < 256): raise PrepareError(f"--border is {args.border!r}; expected a grey value from 0 to 255, or edge.")
     names = ("out", "size", "recipe", "detector", "predictor", "predictor_sha256", "several", "carry", "stride", "subjects", "jobs", "exact", "split")
     given = {n: getattr(args, n) for n in names if n != "out"}
-    return dict(given, aus=aus, threshold=threshold, progress=not args.quiet)
+    return dict(given, aus=aus, threshold=threshold, border=args.border if args.border == "edge" else int(args.border), progress=not args.quiet)
 
 
 def _worst(result, shown=12):

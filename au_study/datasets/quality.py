@@ -109,14 +109,17 @@ class FaceChoice:
 
     def choose(self,
         detections: list,  # of au_study.faces.landmarks.Detection
-        video: str = "",  # name of the video; its ending decides for 'side'
+        side: str = "",  # 'left' or 'right': where the person is, if the picture shows two; '': it shows one
+        width: int = 0,  # of the picture, pixels; needed with a side
     ) -> tuple:  # (Detection or None, reason or '', detail)
         "Take one face, or say why not."
         if not detections: return None, NO_FACE, ""
         sides = np.array([max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in detections], dtype=float)
         count = [i for i, d in enumerate(detections) if sides[i] >= self.rival_size * sides.max() and (d.score >= self.rival_score or sides[i] == sides.max())]
-        side = next((s for s in ("left", "right") if video.lower().endswith("_" + s)), None)
-        if len(count) == 1 or self.several == "largest": return detections[int(sides.argmax())], "", ""
+        if self.several == "largest" or len(count) == 1:
+            face = detections[int(sides.argmax())]
+            half = "left" if face.box[1] + face.box[3] < width else "right"
+            return (face, "", "") if self.several == "largest" or side in ("", half) else (None, NO_FACE, f"the only face is in the {half} half of the picture, the person in the {side} one")
         if self.several == "side" and side:
             return sorted((detections[i] for i in count), key=lambda d: d.box[1] + d.box[3])[0 if side == "left" else -1], "", ""
         places = "; ".join(f"{sides[i]:.0f} px wide at x {detections[i].box[1]:.0f}, y {detections[i].box[0]:.0f}" for i in count)
