@@ -8,6 +8,7 @@ import torch
 
 from au_study.au_rcnn import crf
 from au_study.au_rcnn.estimator import AURCNN, paper_trainer
+from au_study.au_rcnn.two_stream import ARTwoStream
 from au_study.training import ModelFileError
 from au_study.training.batches import blob_faces
 
@@ -147,3 +148,15 @@ def test_same_data_same_weights(fitted):
     train, test, model = fitted
     again = crf.AUCRF(base=model.base, iterations=20).fit(train)
     assert all(torch.equal(a, b) for a, b in zip(again.module_.state_dict().values(), model.module_.state_dict().values()))
+
+
+def test_stands_on_two_streams_and_on_two_layers(tmp_path, monkeypatch):
+    "The paper's AR_TAL reads the two-stream network's features, its AR_CRF those before a layer of 1000."
+    monkeypatch.setenv('AU_STUDY_CACHE', str(tmp_path / 'cache'))
+    train, test = blob_faces(subjects=4, frames=8, size=32).fold(0)
+    small = dict(backbone='resnet18', width=.0625, depth=.1, stride=8, roi_size=2, trainer=paper_trainer(epochs=1, batch_size=8, selection='last', progress=False))
+    for base in (ARTwoStream(**small, T=2), AURCNN(**small, hidden=1000)):
+        model = crf.AUCRF(base=base, iterations=2).fit(train)
+        assert model.module_.stage.w.shape[-1] == 32                                                # 512 pooled channels times 1/16
+        model.save(tmp_path / type(base).__name__)
+        assert crf.AUCRF.load(tmp_path / type(base).__name__).predict_scores(test).equals(model.predict_scores(test))

@@ -393,7 +393,7 @@ class AUCRF(FrozenBase):
 
     def __init__(
         self,
-        base=None,            # AURCNN or another estimator with a scores layer `fc`; None: AURCNN()
+        base=None,            # AURCNN or another estimator of single frames with scores layers `fc`; None: AURCNN()
         base_model=None,      # folder of a fitted base to use instead of training one
         edges='all',          # 'all' (paper), 'spatial', 'temporal', 'none'
         edge_types=2,         # 2: spatial and temporal tables; 1: one table, the paper's printed count

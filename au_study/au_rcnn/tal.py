@@ -302,7 +302,7 @@ class AUTAL(FrozenBase):
     "AR_TAL: temporal action localisation on the boxes' timelines of frozen features (AU R-CNN Sec. 4.5.3)."
     def __init__(
         self,
-        base=None,           # AURCNN or another estimator with a scores layer `fc`; None: AURCNN()
+        base=None,           # AURCNN or another estimator of single frames with scores layers `fc`; None: AURCNN()
         base_model=None,     # folder of a fitted base to use instead of training one
         labels='multi',      # AUs of a segment: 'multi' (Table 3) or 'single' (released)
         layers=10,           # convolutions of the proposal network (paper)
