@@ -159,6 +159,50 @@ rows:
     with pytest.raises(ManifestError, match="trained on 1 folds of affwild2 and tested on 3 of disfa"): make_plan([tmp_path / "cross.yaml"], "smoke", results=tmp_path)
 
 
+# --- a killed training ---------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    "A training of twelve steps that was stopped after five, a checkpoint behind each, and a function that calls it again: steps that were trained, seconds."
+    import tiny_estimator
+    from au_study.study import runs
+    steps, loss, faces = [], tiny_estimator.Tiny.loss, {seed: blob_faces(6, 20, seed=seed).fold(0) for seed in (1, 2)}
+    def counted(self, module, batch):
+        steps.append(time.sleep(0.05))
+        if len(steps) == stopped_at: raise KeyboardInterrupt
+        return loss(self, module, batch)
+    monkeypatch.setattr(tiny_estimator.Tiny, "loss", counted)
+    def again(seed=1, limit=0):
+        nonlocal stopped_at
+        steps.clear(); stopped_at = limit
+        watch = runs.Stopwatch()
+        with watch("fit"): runs.fit_run(run(params={"trainer__batch_size": 27, "trainer__selection": "last"}, protocol=replace(RULES, selection="last")),
+                                        *faces[seed], tmp_path, RunStore(tmp_path), watch=watch)
+        return len(steps), watch.seconds["fit"]
+    stopped_at = 0
+    with pytest.raises(KeyboardInterrupt): again(limit=6)
+    return again
+
+
+def test_a_killed_training_goes_on_and_costs_what_both_processes_spent(stopped):
+    steps, seconds = stopped()
+    assert steps == 7 and seconds > 12 * 0.05
+    steps, seconds = stopped()          # killed between the training and its result
+    assert steps == 0 and seconds > 12 * 0.05
+
+
+def test_a_killed_training_begins_again_under_other_code_and_on_other_data(stopped, monkeypatch):
+    monkeypatch.setattr("au_study.study.runs.code_hash", lambda: "edited")
+    assert stopped()[0] == 12
+    assert stopped(seed=2)[0] == 12      # the same run where the pixels of a world changed: no checkpoint of other data is in its way
+
+
+def test_a_run_is_named_by_the_code_that_was_imported():
+    "Not by an edit that is made while it trains."
+    code = "import au_study.study.runs as r; assert r.code_hash.cache_info().currsize == 1"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 # --- a whole batch -----------------------------------------------------------------------------------------------------------------
 
 STUDY = """
@@ -178,7 +222,7 @@ rows:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     "A copy of all that a batch reads: a study's id holds the hash of these files, and they may be edited while the tests run."
-    copy = tmp_path_factory.mktemp("checkout")
+    copy = tmp_path_factory.mktemp("check out")
     for part in ("au_study", "data_manifests", "nbs/reproduce", "workflow"): shutil.copytree(HERE.parent / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     return copy
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CONTRACT', 'EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'HEADLINES', 'registry', 'estimator_class', 'check_contract',
            'flat', 'make_estimator', 'full_params', 'Run', 'make_run', 'parent_of', 'base_of', 'RunStore', 'code_hash',
-           'environment', 'use_threads', 'Stopwatch', 'only_scored', 'fold_numbers', 'headline', 'fit_run', 'save_run']
+           'environment', 'use_threads', 'Stopwatch', 'only_scored', 'fold_numbers', 'headline', 'resumed', 'fit_run',
+           'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
@@ -24,7 +25,7 @@ import pandas as pd
 
 import au_study
 from ..faces.frames import KEYS, occurrence
-from ..files import claim, held, remove_whole, sound
+from ..files import claim, file_sha256, held, remove_whole, sound, write_text
 from .data import digest, knob_words
 from .manifests import ManifestError, check_keys, results_root
 from .own_code import named, own_code
@@ -94,12 +95,19 @@ def make_estimator(
     model, todo = estimator_class(name)(), flat(params)
     if 'trainer' not in todo and getattr(model, 'trainer', 0) is None: model.set_params(trainer=model.trainer_in_use())   # its defaults in full
     for depth in sorted({k.count('__') for k in todo}):   # owners before what they own
-        some = {k: named(v['class'])() if isinstance(v, dict) and 'class' in v else v for k, v in todo.items() if k.count('__') == depth}
+        some = {k: _part(model, k, v) for k, v in todo.items() if k.count('__') == depth}
         try: model.set_params(**some)
         except ValueError:
             check_keys(some, model.get_params(deep=True), f'estimator {name}')
             raise
     return model
+
+def _part(model, name, value):
+    "The value of a parameter; a trainer that is made anew is executed as the method's own, which a run's id doesn't tell."
+    if not isinstance(value, dict) or 'class' not in value: return value
+    part = named(value['class'])()
+    if name != 'trainer' or not hasattr(model, 'trainer_in_use'): return part
+    return part.set_params(**{k: v for k, v in model.trainer_in_use().get_params(deep=False).items() if k in EXECUTION and k in part.get_params(deep=False)})
 
 # %% ../../nbs/study/30_runs.ipynb #b7f07524
 def full_params(
@@ -228,6 +236,8 @@ def code_hash() -> str:
     parts = [p for p in sorted(root.rglob('*.py')) if p.relative_to(root).parts[0] != 'study' and p.name not in ('_modidx.py', '__init__.py')]
     return hashlib.sha256(b'\0'.join(p.relative_to(root).as_posix().encode() + b'\0' + p.read_bytes() for p in parts)).hexdigest()[:10]
 
+_ = code_hash()   # of what is imported now: a run of hours is not named by an edit that was made meanwhile
+
 # %% ../../nbs/study/30_runs.ipynb #3b5e5496
 PACKAGES = ('au_study', 'torch', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'opencv-python', 'opencv-python-headless', 'kornia', 'lightning-fabric')
 
@@ -263,7 +273,8 @@ class Stopwatch:
         start = time.perf_counter()
         print(f'{stage} ...', flush=True)
         yield
-        self.seconds[stage] = round(time.perf_counter() - start, 2)
+        self.add(stage, time.perf_counter() - start)
+    def add(self, stage: str, seconds: float): self.seconds[stage] = round(self.seconds.get(stage, 0) + seconds, 2)
 
 # %% ../../nbs/study/30_runs.ipynb #3b7f797c
 def _for_run(model, run, threads):
@@ -307,6 +318,21 @@ def headline(
     return f'{name} {value:.3g}'
 
 # %% ../../nbs/study/30_runs.ipynb #14f42e71
+def resumed(
+    home: Path,   # folder of a run's checkpoints
+    made: dict,   # what they must have been made with: plain values
+) -> float:       # seconds that earlier processes spent up to the last checkpoint
+    "Make the folder ready for a training that goes on or begins; checkpoints that were made with anything else are removed."
+    beside = home.with_suffix('.json')
+    try: said = json.loads(beside.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError): said = {}
+    if said.get('made') != made: remove_whole(home)
+    saved = [p.stat().st_mtime for p in home.rglob('checkpoint.pt')]
+    spent = said['spent'] + max(0., max(saved) - said['began']) if saved else 0.
+    write_text(beside, json.dumps({'made': made, 'spent': spent, 'began': time.time()}))
+    return spent
+
+# %% ../../nbs/study/30_runs.ipynb #c486a111
 def fit_run(
     run: Run,              # what to train
     train,                 # FaceSet of the training folds
@@ -315,6 +341,7 @@ def fit_run(
     store: RunStore,       # where the parent of a predict-only run lies
     threads: int = 1,      # CPU threads
     wait: float = 60,      # seconds to wait for an earlier process that is just ending
+    watch: Stopwatch | None = None,  # told what a killed process had spent on the same training
 ):
     "The fitted estimator of a run: trained, or taken from its parent when only prediction differs."
     model = make_estimator(run.estimator, run.params)
@@ -328,8 +355,13 @@ def fit_run(
     if base is not None:
         if not store.done(base.id): raise FileNotFoundError(f"{run.id} is built on the model of {base.id}, which isn't done; run that first")
         model.set_params(base_model=str(store.path(base.id) / 'weights'))
-    with claim(Path(work) / 'train.lock', wait, run.id):
-        model.fit(train, select_on=test if run.protocol.selection == 'test' else None, workdir=Path(work) / 'train')
+    home, chooser = Path(work) / 'train', test if run.protocol.selection == 'test' else None
+    made = {'code': code_hash(), 'packages': environment()['packages'], 'data': [f.fingerprint for f in (train, chooser) if f is not None],
+            'base': [file_sha256(p) for p in sorted((store.path(base.id) / 'weights').iterdir())] if base else None}
+    with claim(home.with_suffix('.lock'), wait, run.id):
+        spent = resumed(home, made)
+        model.fit(train, select_on=chooser, workdir=home)
+    if watch is not None: watch.add('fit', spent)
     return model if base is None else model.set_params(base_model=None)   # the path has served; the hash of what it held is in the model's record
 
 # %% ../../nbs/study/30_runs.ipynb #d11771ce
