@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_text
-from .data import check_fingerprint, full_labels, open_data, read_record, under_protocol
+from .data import check_fingerprint, data_spec, full_labels, open_data, read_record, under_protocol
 from .manifests import ManifestError, Profile, Study, load_profile
 from .own_code import named
 from .protocol import protocol_of
@@ -35,17 +35,34 @@ class Context:
     n_boot: int = 200           # bootstrap draws over subjects
     threads: int = 1            # CPU threads
 
+    def opened(self, spec: dict):
+        "The FaceSet of a data spec; raises `DataChanged` unless it is the one that the batch recorded."
+        faces = open_data(spec, self.source)
+        try: record = self.store and read_record(self.store.root, spec)
+        except FileNotFoundError:
+            if self.runs: raise
+            record = None       # outside a batch nothing is recorded
+        if record: check_fingerprint(faces, record)
+        return faces
+
+    def other(self, name: str):
+        "Another data set at the profile's size, as it is labelled; a study names it among its options, in `sets`, so that the batch makes it first."
+        return self.opened(data_spec(name, self.sizes, self.source))
+
+    @cached_property
+    def own(self):
+        "The FaceSet of the study, as it is labelled."
+        return self.opened(self.spec)
+
     @cached_property
     def faces(self):
         "The FaceSet of the study, under its protocol."
-        faces = open_data(self.spec, self.source)
-        if self.runs and self.store is not None: check_fingerprint(faces, read_record(self.store.root, self.spec))
-        return under_protocol(faces, protocol_of(self.study.protocol)) if self.study.protocol else faces
+        return under_protocol(self.own, protocol_of(self.study.protocol)) if self.study.protocol else self.own
 
     @cached_property
     def labels(self):
         "The labels alone: of every frame of the full cohort for the world, those of `faces` for a data set."
-        labels = full_labels(self.spec, open_data(self.spec, self.source))
+        labels = full_labels(self.spec, self.own)
         return under_protocol(labels, protocol_of(self.study.protocol)) if self.study.protocol else labels
 
     @cached_property
@@ -144,7 +161,7 @@ def write_analysis(
 ):
     "Write `table.csv`, `table.md` and, where there is one, `figure.png` and `figure.svg`."
     out = Path(out)
-    write_text(out / 'table.csv', found.table.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
+    write_text(out / 'table.csv', found.table.to_csv(index=False, float_format='%.8g', lineterminator='\n'))
     parts = [f'# {paper_name(study.paper)}, {study.place}: {study.title}', caveat(study, found.table), found.note, markdown(analysis_text(found.table))]
     write_text(out / 'table.md', '\n\n'.join(p for p in parts if p) + '\n')
     if found.figure is not None:

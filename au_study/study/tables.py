@@ -163,8 +163,8 @@ def result_row(
 
 # %% ../../nbs/study/40_tables.ipynb #3d57ba97
 def comparable(a: RowScores, b: RowScores) -> bool:
-    "Whether two rows scored the same frames, so that they can be compared in pairs."
-    return a.protocol == b.protocol and a.truth[list(KEYS)].equals(b.truth[list(KEYS)])
+    "Whether two rows scored the same frames against the same labels, so that they can be compared in pairs."
+    return a.protocol == b.protocol and a.truth.equals(b.truth)
 
 def _paired(own, reference, n_boot, metric: Metric):
     "Difference from the reference in points, the same subjects drawn for both."
