@@ -19,7 +19,7 @@ from au_study.pairwise.mapping import MAPPINGS, MappingNet, learn_mapping, mappe
 from au_study.pairwise.pairs import grades, group_faces, pack_pairs, ranking_label, sample_pairs, video_codes
 from au_study.pairwise.variation_range import EDGES, RangeSketch, frequency_features, percentile_features, variation_range, video_rank
 from au_study.study.audit import audit
-from au_study.study.manifests import load_study, study_names
+from au_study.study.manifests import load_profile, load_study, study_names
 from au_study.study.published import printed
 from au_study.study.runs import make_run, parent_of
 from au_study.training import AUEstimator
@@ -272,6 +272,11 @@ def test_one_training_serves_all_mappings():
 def load_protocol():
     from au_study.study.protocol import protocol_of
     return protocol_of(load_study('pairwise_table1').protocol)
+
+
+def test_full_profile_is_the_papers():
+    model = Pairwise().set_params(**load_profile('full').estimators['pairwise'])
+    assert (model.subset, model.hidden, model.pseudo.group, model.pseudo.weights, model.mapping, model.seen) == (False, 4096, 2, 'imagenet', 'variation_range', 'video')
 
 
 def test_trial_changes_every_draw_and_nothing_else():

@@ -410,6 +410,7 @@ def test_the_printed_number_and_the_study():
     study = load_study('static_dynamic_table1')
     assert study.metric == 'abaw' and study.protocol['aus'] == [1, 2, 4, 6, 12, 15, 20, 25]
     for row in study.rows: StaticDynamic().set_params(**row.params)
+    assert all(len(row.params) <= 1 for row in study.rows)                                # each row asks one thing
     for profile in ('smoke', 'quick', 'full'):
         sizes = load_profile(profile)
         model = StaticDynamic().set_params(**sizes.estimators['static_dynamic'])

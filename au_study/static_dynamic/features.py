@@ -23,7 +23,7 @@ def remember(
     gru: nn.GRU,  # one layer
     steps: int,   # the longest memory
 ):
-    "Start the update gates so that the units of a fresh GRU remember from 1 to `steps` steps (Tallec and Ollivier 2018)."
+    "Start the update gates so that the units of a fresh GRU remember from 2 to `steps` steps (Tallec and Ollivier 2018)."
     f = gru.hidden_size
     with torch.no_grad():
         gru.bias_hh_l0[f:2 * f] = 0
@@ -51,7 +51,7 @@ class StaticNet(nn.Module):
         if read == 'gru' and memory: remember(self.gru, memory)
 
     def sequence(self, channels: Tensor) -> Tensor:  # grey and edges [B, 2, S, S] -> the map, row by row [B, h w, C]
-        if channels.shape[-1] < 38: raise ValueError(f'The crops are {channels.shape[-1]} px; the convolutions need at least 38. Use larger crops.')
+        if channels.shape[-1] < 26: raise ValueError(f'The crops are {channels.shape[-1]} px; the convolutions need at least 26. Use larger crops.')
         return self.convolutions(channels).flatten(2).mT
 
     def forward(self, channels: Tensor) -> Tensor:   # [B, 2, S, S] -> [B, F]
