@@ -64,7 +64,7 @@ def unsized(
     known = {e for p in folder.glob('*.yaml') for e in load_profile(p).estimators}
     lacking, beside = sorted(wanted & known - set(profile.estimators)), Path(profile.file).with_suffix('')
     return lacking and (f"{Path(profile.file).name} has no sizes for {', '.join(lacking)}, which run at their defaults"
-                        + ('' if beside.is_dir() else f"; a copy of full.yaml needs a copy of the folder beside it, too: `cp -r {folder / 'full'} {beside}`")) or ''
+                        + ('' if beside.is_dir() else f"; a profile that was copied needs the folder beside it, too: `cp -r {folder / 'full'} {beside}` for one of full.yaml")) or ''
 
 # %% ../../nbs/study/45_plan.ipynb #8bfec1af
 def row_runs(
