@@ -426,8 +426,9 @@ def under_protocol(
 ):
     "The FaceSet with the protocol's AUs and threshold; raises `ManifestError` when an AU isn't labelled, or the folds aren't those of its split."
     from au_study.faces.faceset import FaceSet
-    mixture = faces.frames['subject'].str.contains('/').all()   # of 'set/subject'; each study on one says who is tested
-    if not (isinstance(faces, Labels) or mixture or protocol.split == UNSPLIT): check_folds(faces.card, faces.frames['subject'], protocol, faces.size)
+    people = faces.frames['subject'].unique()
+    mixture = all('/' in s for s in people)   # 'set/subject': who is tested is said by the study
+    if not (isinstance(faces, Labels) or mixture or protocol.split == UNSPLIT): check_folds(faces.card, people, protocol, faces.size)
     lacking = [a for a in protocol.aus if a not in tuple(faces.card.aus)]
     if lacking:
         raise ManifestError(f"{faces.card.name} has no labels of AU {', '.join(map(str, lacking))}, which the protocol {protocol.id} scores; "
