@@ -59,7 +59,7 @@ def label_statistics(
 def pcc(
     frames: pd.DataFrame,  # frame table of intensities or occurrences
 ) -> pd.DataFrame:  # [K, K], index and columns AU names
-    "Pairwise-complete Pearson correlation of the labels (RE-Net Sec. 3.2); constant AUs are 0 off the diagonal."
+    "Pairwise-complete Pearson correlation of the labels (RE-Net Sec. 3.3); constant AUs are 0 off the diagonal."
     columns = label_columns(frames)
     x = frames[columns].to_numpy(dtype=np.float64)
     w = ~np.isnan(x)

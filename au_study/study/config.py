@@ -74,17 +74,19 @@ def _faceset(name, root):
 
 # %% ../../nbs/study/23_config.ipynb #f5b40029
 def _tree(name, root, options):
-    "Counts of a distributor's tree, and what is wrong with it; raises ValueError when there is nothing."
-    from au_study.datasets.base import open_dataset
+    "Counts of a distributor's tree, and the number of errors in its labels; raises ValueError when there is nothing."
+    from au_study.datasets.base import about_labels, open_dataset
     dataset = open_dataset(name, root, **options)
     recordings = dataset.recordings()
     coded = [r for r in recordings if r.labels]
     if not coded:
         raise ValueError(f'{root} holds no labels that {name} could read'
                          + (f': {dataset.problems[0]}' if dataset.problems else '') + f'. Give the folder that holds the distributed folders; `au-study check {name} {root}` says what was looked for.')
-    frames = dataset.labels(strict=False)
-    wrong = sum(p.severity == 'error' for p in dataset.problems)
-    return {'subjects': int(frames['subject'].nunique()), 'videos': int(len(frames[['subject', 'video']].drop_duplicates())), 'frames': int(len(frames))}, wrong
+    read = [(r, *dataset.read_labels(r)) for r in coded]
+    told = [p for p in dataset.problems if about_labels(dataset, p)] + [p for _, _, problems in read for p in problems]
+    counts = {'subjects': len({r.subject for r, table, _ in read if len(table)}), 'videos': sum(len(table) > 0 for _, table, _ in read), 'frames': sum(len(table) for _, table, _ in read)}
+    if not counts['frames']: raise ValueError(f"{root} holds no row of labels that {name} could read: {next((p for p in told if p.severity == 'error'), 'its label files are empty')}")
+    return counts, sum(p.severity == 'error' for p in told)
 
 # %% ../../nbs/study/23_config.ipynb #abcf0c13
 def add_set(
