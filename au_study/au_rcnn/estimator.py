@@ -41,7 +41,7 @@ def _mean_image(faces, most=2000):
 class _Backboned(AUEstimator):
     "Parameters and steps that AURCNN and FaceCNN share."
     default_trainer = staticmethod(paper_trainer)
-    added = {'hidden': None}   # a parameter that came later: at this value, runs keep their ids
+    added_params = {'hidden': None}   # came later: at this value runs keep the ids they had
 
     def fit(self, faces, select_on=None, workdir=None):
         "Train; ImageNet weights, if asked for, are loaded first. Raises what `AUEstimator.fit` and `load_imagenet` raise."

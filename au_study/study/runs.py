@@ -114,8 +114,10 @@ def full_params(
     model,  # an estimator
 ) -> dict:
     "Every parameter that can change a number, as plain values."
-    skip = EXECUTION + FROM_RUN
-    return {k: _plain(v, k) for k, v in sorted(model.get_params(deep=True).items()) if k.rpartition('__')[2] not in skip}
+    found, skip = model.get_params(deep=True), EXECUTION + FROM_RUN
+    owners = {'': model, **{f'{k}__': v for k, v in found.items() if hasattr(v, 'get_params')}}
+    as_before = {at + k for at, owner in owners.items() for k, v in getattr(owner, 'added_params', {}).items() if found.get(at + k) == v}
+    return {k: _plain(v, k) for k, v in sorted(found.items()) if k.rpartition('__')[2] not in skip and k not in as_before}
 
 # %% ../../nbs/study/30_runs.ipynb #d45edeea
 @dataclass(frozen=True)
