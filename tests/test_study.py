@@ -126,6 +126,16 @@ def test_every_row_has_its_published_numbers():
             assert metric.lead in printed and len(items - set(printed)) <= dashes, f"{name}, {row.name}"
 
 
+@pytest.mark.parametrize("file", ["claims/aunet.yaml", "published/methods.yaml"])
+def test_the_noise_floor_is_measured_against_what_is_printed_and_claimed_now(tmp_path, monkeypatch, file):
+    shutil.copytree(HERE.parent / "data_manifests", tmp_path / "data_manifests")
+    monkeypatch.setenv("AU_STUDY_ROOT", str(tmp_path))
+    def keys(name): return set(make_plan([name], "smoke", results=tmp_path).studies)
+    before = {name: keys(name) for name in ("evidence_noise_floor", "au_rcnn_table14")}
+    with open(tmp_path / "data_manifests" / file, "a") as f: f.write("# edited\n")
+    assert [keys(name) == found for name, found in before.items()] == [False, True]
+
+
 def test_protocols_do_not_mix():
     with pytest.raises(ProtocolMismatch, match="threshold: 1.0 / 2"): one_protocol([RULES, replace(RULES, threshold=2)])
 

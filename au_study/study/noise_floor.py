@@ -260,28 +260,36 @@ def leave_one_set_out(
     parts = {name: _labelled(context, name, aus, kind) for name in sets}
     rows = []
     for name, (x, y, who) in parts.items():
-        others = [parts[n] for n in sets if n != name]
-        there, labels = np.concatenate([o[0] for o in others]), np.concatenate([o[1] for o in others])
+        others = tuple(np.concatenate(both) for both in zip(*(parts[n] for n in sets if n != name)))
         found = {'within the set': [], 'trained on the others': []}
         for r in range(repeats):
-            own = cross_validated({'plain': x}, y, who, partition(sorted(set(who)), r), r)
-            path = train_path(there, labels, [r, 99])
-            scores = path_scores(path, x)[len(EPOCHS) // 2]
+            folds = partition(sorted(set(who)), r)
+            own = cross_validated({'plain': x}, y, who, folds, r)
             found['within the set'].append((own['inner'], own['AUC']))
-            found['trained on the others'].append((float(average_f1(counts_of(scores, y))), 100 * float(np.nanmean([auc(y[:, j], scores[:, j]) for j in range(y.shape[1])]))))
+            found['trained on the others'].append(_by_strangers((x, y, who), others, folds, r))
         for where, values in found.items():
             for m, v in zip(('F1 %', 'AUC %'), np.array(values).T): rows.append((name, f'{m}, {where}', v.mean(), *_middle(v)))
         lost = np.array(found['within the set']) - np.array(found['trained on the others'])
         rows += [(name, f'{m} lost, points', v.mean(), *_middle(v)) for m, v in zip(('F1', 'AUC'), lost.T)]
-    note = f'{repeats} seeds (and partitions, within a set), view {kind}, AU {", ".join(map(str, aus))}. Ranges are over repeats. Base rates differ between sets, which F1 feels and AUC does not.'
+    note = (f'{repeats} seeds and partitions, view {kind}, AU {", ".join(map(str, aus))}. Nobody is tested by a training that saw them, in whichever set. '
+            'Ranges are over repeats. Base rates differ between sets, which F1 feels and AUC does not.')
     return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), None, note
 
+def _by_strangers(own, others, folds, seed):
+    "F1 and AUC (%) of a set whose folds are scored by trainings on other sets, without the people of the fold."
+    (x, y, who), (there, labels, theirs), counts, ranks = own, others, 0., []
+    for k, test in enumerate(folds):
+        held, strangers = np.isin(who, test), ~np.isin(theirs, test)
+        scores = path_scores(train_path(there[strangers], labels[strangers], [seed, k, 99]), x[held])[len(EPOCHS) // 2]
+        counts = counts + counts_of(scores, y[held])
+        ranks.append(np.nanmean([auc(y[held][:, j], scores[:, j]) for j in range(y.shape[1])]))
+    return float(average_f1(counts)), 100 * float(np.mean(ranks))
+
 def _labelled(context, name, aus, kind):
-    "Inputs, labels and subjects of a data set at the profile's size."
-    from au_study.study.data import data_spec, open_data
-    faces = open_data(data_spec(name, context.sizes, context.source), context.source)
-    columns = [faces.columns.index(f'AU{a}') for a in aus]
-    return view(faces, kind), faces.labels()[:, columns], faces.frames['subject'].to_numpy()
+    "Inputs, labels and people of a data set at the profile's size; real people of one name in two sets are two."
+    faces = context.other(name)
+    columns, who = [faces.columns.index(f'AU{a}') for a in aus], faces.frames['subject'].to_numpy()
+    return view(faces, kind), faces.labels()[:, columns], who if faces.card.synthetic else f'{name}/' + who
 
 # %% ../../nbs/study/46_noise_floor.ipynb #d7982aa2
 def identity_probe(
@@ -313,13 +321,14 @@ def identity_table(
         for k, run in enumerate(context.ids(name)):
             keys = context.store.scores(run)[['subject', 'video', 'frame']]
             at = context.faces.frames.reset_index().merge(keys, on=list(keys))['index'].to_numpy()
-            test = context.faces[np.sort(at)[:frames]]
+            at = np.sort(at)       # people one after the other: a part of the frames is a part of everybody's
+            test = context.faces[at[np.linspace(0, len(at) - 1, min(frames, len(at))).astype(int)]]
             who, video = (test.frames[c].to_numpy() for c in ('subject', 'video'))
             looks = {f'features of {name}': lambda test=test, name=name, k=k: np.asarray(context.model(name, k).features(test)).reshape(len(test), -1)}
             if name == next(iter(context.runs)): looks |= {'pixels, 16 x 16': lambda t=test: view(t, 'pixels'), 'landmarks': lambda t=test: view(t, 'landmarks'), 'labels of the AUs': test.labels}
             for what, look in looks.items(): found.setdefault(what, []).append((identity_probe(np.nan_to_num(look()), who, video), 1 / len(set(who))))
     for what, parts in found.items():
-        right = pd.concat([p for p, _ in parts])
+        right = pd.concat([p for p, _ in parts]).groupby(level=0).mean()       # a person is one, whatever the number of seeds
         draws = np.random.default_rng(0).choice(right.to_numpy(), (context.n_boot, len(right))).mean(1)
         rows.append((what, 'right person, %', 100 * right.mean(), *(100 * np.quantile(draws, [.025, .975]))))
         rows.append((what, 'chance, %', 100 * float(np.mean([c for _, c in parts])), np.nan, np.nan))
