@@ -26,7 +26,7 @@ from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_
 from au_study.study.config import add_set
 from au_study.study.data import data_folds, data_spec, full_labels, open_data, prepare_known, world_intensities
 from au_study.study.manifests import Profile, load_profile, load_study, study_names
-from au_study.study.plan import sizes_for, without_knobs
+from au_study.study.plan import sizes_for, what_fits
 from au_study.study.published import printed
 from au_study.study.runs import full_params, make_estimator
 from au_study.training.batches import blob_faces
@@ -390,6 +390,6 @@ def test_intensities_of_a_tree_are_prepared_beside_its_occurrence(tmp_path, monk
 
 def test_on_real_data_the_sweep_is_left_out_and_the_tables_stay():
     sweep, table = load_study('re_net_correlation'), load_study('re_net_table4_icc')
-    assert without_knobs(sweep, 'world') == (sweep, '') and without_knobs(table, '/faces') == (table, '')
-    left, said = without_knobs(sweep, '/faces')
-    assert left is None and said.startswith('re_net_correlation is left out: it turns correlation_strength, correlation_shuffle')
+    assert what_fits(sweep, 'world') == (sweep, '') and what_fits(table, '/faces') == (table, '')
+    left, said = what_fits(sweep, '/faces')
+    assert left is None and said.startswith('re_net_correlation is left out: correlation_strength, correlation_shuffle of the face world')
