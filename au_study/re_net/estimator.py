@@ -112,11 +112,11 @@ def _trunk(self: _AUNetwork) -> nn.Module:
     return net
 
 def _outputs(self: _AUNetwork, faces) -> str:
-    "Outputs of the network; refuses a task that the labels don't allow."
+    "Outputs of the network; a fit refuses a task that its labels don't allow."
     if self.task not in ('occurrence', 'intensity'): raise ValueError(f"task must be 'occurrence' or 'intensity', but is {self.task!r}.")
     if self.read_out not in ('argmax', 'expected'): raise ValueError(f"read_out must be 'argmax' or 'expected', but is {self.read_out!r}.")
     if self.task == 'occurrence': return self.outputs
-    if faces.card.kind != 'intensity' and not any(c.startswith('intensity_AU') for c in faces.frames):
+    if '_faces' in self.__dict__ and faces.card.kind != 'intensity' and not any(c.startswith('intensity_AU') for c in faces.frames):
         raise ValueError(f"task='intensity' needs intensities, and {faces.card.name!r} codes occurrence only. Use a set of kind 'intensity', or task='occurrence'.")
     return 'levels'
 
