@@ -37,7 +37,7 @@ class BasicFeatures(NamedTuple):
 def landmark_attention(
     heat: Tensor,  # [B, stacks, P, H, W]
 ) -> Tensor:       # [B, 1, H, W]
-    "Sum of the last stack's maps (AUNet Fig. 4a)."
+    "Sum of the last stack's maps (AUNet Fig. 4a; the sum as released)."
     return heat[:, -1].sum(1, keepdim=True)
 
 # %% ../../nbs/aunet/20_features.ipynb #db7460ec
@@ -56,7 +56,7 @@ def basic_features(
 def activity(
     features: Tensor,  # [B, C, h, w]
 ) -> Tensor:           # [B, h, w], largest value 1 for each image
-    "Mean absolute value over channels, as AUNet Fig. 6 is drawn."
+    "Mean absolute value over channels; our choice, since AUNet Fig. 6 doesn't say how it is drawn."
     a = features.float().abs().mean(1)
     return a / a.amax((1, 2), keepdim=True).clamp(min=1e-12)
 

@@ -6,7 +6,7 @@
 __all__ = ['DIRECTIONS', 'TEST_KEYS', 'UNITS', 'VERDICTS', 'ALPHA', 'CLAIM_COLUMNS', 'NUMBERS', 'EXAMPLES', 'Test', 'Claim',
            'read_claims', 'load_claims', 'claims_beside', 'region', 'Effect', 'NotRun', 'subject_weights', 'over_seeds',
            'Drawn', 'drawn_values', 'seed_effects', 'effect_of', 'p_of', 'p_of_interval', 'verdict', 'stored_seeds',
-           'ledger_plan', 'Evidence', 'rows_effect', 'find_cell', 'cells_effect', 'cell_effect', 'judged',
+           'ledger_plan', 'Evidence', 'rows_effect', 'find_cell', 'cells_effect', 'as_claimed', 'cell_effect', 'judged',
            'claims_table', 'count_verdicts', 'add_arguments', 'ledger_text', 'run']
 
 # %% ../../nbs/study/48_claims.ipynb #98ed64ec
@@ -475,6 +475,14 @@ def cells_effect(
     if not np.isfinite(value): raise NotRun(f'{test}: no number was measured')
     value -= test.than
     return Effect(value, None, value + low, value + high, **about)
+
+def as_claimed(
+    study: str,           # name of a study that makes a table
+    table: pd.DataFrame,  # such as its analysis makes
+) -> list[bool]:          # one for each test of cells
+    "Whether the numbers that the ledger asks of a study's table lie where the claims want them; raises `NotRun` where there is no such cell."
+    tests = [(t, *region(t.direction, t.margin)) for c in load_claims([_study(study).paper]) for t in c.tests if t.cell and t.study == study]
+    return [low < cells_effect(table, t).value < high for t, low, high in tests]
 
 # %% ../../nbs/study/48_claims.ipynb #881eea01
 def _table(self: Evidence, test: Test):
