@@ -23,6 +23,7 @@ from au_study.re_net.figures import drawn_auc, drawn_pcc, probe_scores
 from au_study.re_net.network import PlainNetwork, RENetwork, draw_au, network_loss, resnet_parts
 from au_study.re_net.one_pass import OnePass, au_by_au
 from au_study.re_net.relations import GraphError, Relation, label_graph, mixing_weights, relation_graph, shuffle_graph
+from au_study.study.claims import load_claims
 from au_study.study.config import add_set
 from au_study.study.data import data_folds, data_spec, full_labels, open_data, prepare_known, world_intensities
 from au_study.study.manifests import Profile, load_profile, load_study, study_names
@@ -30,7 +31,8 @@ from au_study.study.plan import sizes_for, what_fits
 from au_study.study.published import printed
 from au_study.study.runs import full_params, make_estimator
 from au_study.training.batches import blob_faces
-from au_study.world.world import FaceWorld
+from au_study.world.dynamics import load_preset, subject_names, target_correlation
+from au_study.world.world import FaceWorld, world_card
 
 NAMES = ['AU1', 'AU2', 'AU4', 'AU12']
 
@@ -342,8 +344,57 @@ def test_the_studies_compare_like_with_like(profile):
             trunk = {k: v for k, v in params.items() if k.startswith('trainer') or k in ('backbone', 'width', 'depth', 'stride', 'crop', 'weights')}
             schedules.add(json.dumps(trunk))
             different.add(json.dumps([row.estimator, params, study.dataset, {**study.data, **row.data}, study.protocol], sort_keys=True))
+            if row.params.get('graph') == 'learnable': assert params['denominator'] == 'absolute'        # a learned weight may change its sign
     assert len(schedules) == 1                        # both networks, all tables: one trunk, one number of epochs, one schedule
     assert len(different) <= 32                       # trainings a fold: tables share them
+
+
+def test_the_full_profile_shows_the_networks_what_the_paper_shows_them():
+    profile, study = load_profile('full'), load_study('re_net_table1')
+    assert [row.params.get('crop', RENet().crop) * profile.world['crop'] for row in study.rows if row.estimator] == [224, 224]       # Sec. 4.3: 224 of 256 px
+
+
+def test_who_chose_the_sizes_of_the_quick_profile_is_tested_by_two_folds():
+    world = FaceWorld('bp4d')
+    frames = world.labels({'subjects': 41, 'videos': 1, 'frames': 2, 'stride': 1})
+    faces = FaceSet(frames, np.zeros((len(frames), 8, 8, 3), np.uint8), np.zeros((len(frames), 68, 2), np.float32), world_card(world.preset, subject_names(41)))
+    chose = set(faces.fold(0)[0].split_subjects(1 / 3, 0)[1].subjects)
+    second, third = (chose & set(faces.fold(k)[1].subjects) for k in (1, 2))
+    assert len(chose) == 9 and second and third and second | third == chose and len(faces.subjects) == 41           # as the page and the profile say
+
+
+# --- what is claimed -----------------------------------------------------------------------------------------------------------------
+
+def claimed(name):
+    claim, = (c for c in load_claims(['re_net']) if c.name == name)
+    return claim
+
+
+def test_printed_effects_are_those_of_the_tables():
+    cells = printed('re_net', 1).set_index(['row', 'item'])['value']
+    gain = {au: float(cells['Ours', au]) - float(cells['ResNet18', au]) for au in (f'AU{a}' for a in (1, 2, 6, 7, 10, 12, 14, 15, 23, 24))}
+    test = claimed('rare-aus-gain-more').tests[0]
+    assert test.published == pytest.approx(np.mean([gain[i] for i in test.item]) - np.mean([gain[i] for i in test.more_than['item']]), abs=.005)
+    average = printed('re_net', 7).set_index('row')['value'].astype(float)
+    assert claimed('learned-relation-is-worse').tests[0].published == pytest.approx(average['Ours+ learnable'] - average['Ours'], abs=.05)
+    assert claimed('scale-and-bias-matter').tests[0].published == pytest.approx(average['Ours'] - average['ResNet18'], abs=.05)
+    for name in ('duplication-is-not-needed', 'more-robust-to-imbalance'):                 # "0.1% difference", without its sign
+        assert claimed(name).tests[0].published is None and '0.1' in claimed(name).note
+
+
+def test_the_learned_relation_differs_from_the_fixed_one_in_the_graph_alone():
+    test = claimed('learned-relation-is-worse').tests[0]
+    learned, fixed = (full_params(make_estimator(r.estimator, r.params)) for name in (test.row, test.minus) for r in load_study(test.study).rows if r.name == name)
+    assert {k for k in learned if learned[k] != fixed[k]} == {'graph'}
+
+
+@pytest.mark.parametrize('name', ['aus-go-together', 'aus-exclude-each-other'])
+def test_what_a_note_calls_true_by_construction_is_so_in_every_world(name):
+    claim = claimed(name)
+    for test in claim.tests:
+        preset = load_preset(load_study(test.study).dataset)
+        r = target_correlation(preset)[tuple(preset.aus.index(int(c[2:])) for c in test.cell)]
+        assert f'{(r > 0) == (test.direction == "higher")} by construction'.lower() in claim.note
 
 
 @pytest.mark.parametrize('dataset,aus', [('bp4d', (6, 10, 12, 14, 17)), ('disfa', (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))])
