@@ -1,15 +1,25 @@
 """AU R-CNN: the partition against a slow, independent rasteriser; RoI pooling against a loop; the network's promises."""
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from au_study.au_rcnn import partition as p
+from au_study.au_rcnn.analyses import inference_table
+from au_study.au_rcnn.crf import AUCRF
 from au_study.au_rcnn.estimator import AURCNN, FaceCNN, paper_trainer
+from au_study.au_rcnn.figures import loss_figure
 from au_study.au_rcnn.network import AURCNNNet, backbone_parts, merge_logits, roi_loss
 from au_study.training.batches import blob_faces
 from au_study.facs import schematic_face
 from au_study.nets.roi import roi_align, roi_pool
+from au_study.study.claims import cells_effect, load_claims
+from au_study.study.plan import make_plan
+from au_study.study.published import published
+from au_study.study.runs import full_params
 
 # Corners of the RoIs in use, typed again on purpose: (landmark a, landmark b, pixels down); the corner is half-way between a and b.
 CORNERS = {
@@ -260,3 +270,36 @@ def test_label_fetch_is_the_printed_one():
     for k, au in enumerate(aus):
         assert [n for n, member in zip(names, members[:, k]) if member] == sorted(shown[au], key=names.index), f"AU{au}"
     assert (p.roi_membership(aus, fetch=False).sum(0) == [2 if au == 1 else 1 for au in aus]).all()
+
+
+# ---- what studies, claims and the profile `full` make of it
+
+def test_full_has_the_published_head_where_the_paper_has_it():
+    "1000 units before the scores of all static models but the pyramid's; AR_CRF and AR_TAL stand on the training of AR_res."
+    runs = make_plan(["au_rcnn_table5", "au_rcnn_table5_video"], "full").runs
+    first = {row.rpartition("/")[2]: (name, r) for name, r in runs.items() if r["fold"] == 0 and r["seed"] == 0 for row in r["rows"]}
+    hidden = {row: r["parameters"]["params"].get("hidden") for row, (_, r) in first.items()}
+    assert hidden == dict(CNN_res=1000, AR_vgg16=1000, AR_vgg19=1000, AR_res=1000, AR_mean_box=1000, AR_FPN=None, AR_ConvLSTM=256, AR_2stream=None, AR_CRF=None, AR_TAL=1024)
+    video = next(name for name, r in runs.items() if "au_rcnn_table5_video/AR_res" in r["rows"] and r["fold"] == 0 and r["seed"] == 0)
+    assert first["AR_CRF"][1]["before"] == first["AR_TAL"][1]["before"] == [video]
+
+
+def test_small_profiles_keep_their_runs():
+    for model in (AURCNN(), FaceCNN(), AUCRF(base=AURCNN())):
+        assert not [k for k in full_params(model) if k.endswith("hidden")]
+    assert full_params(AURCNN(hidden=1000))["hidden"] == full_params(AUCRF(base=AURCNN(hidden=1000)))["base__hidden"] == 1000
+
+
+def test_claims_of_weights_and_of_speed_read_the_right_cells():
+    "Weights are compared at the paper's sizes, whatever the profile; two losses that end alike differ in speed."
+    sizes = SimpleNamespace(estimators={"au_rcnn": dict(width=.0625, depth=.1, stride=8, roi_size=4)}, world={"crop": 48})
+    printed = published("au_rcnn", 11).rename_axis("item").reset_index().melt("item", var_name="row", value_name="value")
+    table, _, _ = inference_table(SimpleNamespace(sizes=sizes, threads=1, published=printed), repeats=1, device="cpu")
+    claims = {c.name: c.tests for c in load_claims(["au_rcnn"])}
+    weights, = claims["fewer-parameters"]
+    assert cells_effect(table, weights).value == 143_679_252 - 81_070_316
+    curves = {"AR_res": [1., .6, .4, .2], "AR_2stream": [.7, .3, .2, .2]}
+    models = {row: SimpleNamespace(history_=pd.DataFrame({"loss": loss})) for row, loss in curves.items()}
+    table, _, _ = loss_figure(SimpleNamespace(runs=models, ids=lambda row: [row], model=lambda row, i: models[row]))
+    speed, = claims["flow-converges-faster"]
+    assert cells_effect(table, speed).value == pytest.approx(.7 - 1.)

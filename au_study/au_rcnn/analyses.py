@@ -23,7 +23,7 @@ def _with_print(rows, printed):
     "The table with the printed cell beside each, and how many agree."
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured'])
     table = table.merge(printed.rename(columns={'value': 'published'}), on=['row', 'item'], how='left')
-    said = table.dropna(subset='published')
+    said = table[table['published'].fillna('').astype(str) != '']      # a cell that the paper leaves empty says nothing
     same = said['measured'].str.lower() == said['published'].astype(str).str.lower()
     odd = '; '.join(f'{r.row} {r.item}: {r.measured!r} here, {r.published!r} printed' for r in said[~same].itertuples())
     return table, None, f'{same.sum()} of {len(said)} printed cells agree.' + (f' Others: {odd}.' if odd else '')
@@ -64,7 +64,7 @@ def needs(
     curve = (model.history_.attrs.get('stage') or model.history_).get('loss')     # of the last stage
     loss = np.asarray(curve, float) if curve is not None and len(curve) > 2 else None
     fell = (loss[-1 - len(loss) // 3] - loss[-1]) / max(loss[0] - loss.min(), 1e-12) if loss is not None else np.nan
-    return {'E2E': not hasattr(model, 'base'), 'ML': plain.shape[1] > 1, 'RGB': (model.base if hasattr(model, 'base') else model).derive is None,
+    return {'E2E': not hasattr(model, 'base'), 'ML': plain.shape[1] > 1, 'RGB': (model.base_in_use() if hasattr(model, 'base_in_use') else model).derive is None,
             'LANDMARK': _changed(plain, scores(_moved(faces))), 'CONVERGE': loss is None or bool(fell < .05), 'VIDEO': _changed(plain[order], scores(single))}
 
 def property_table(
@@ -155,18 +155,22 @@ def _sweep_note(gain, row):
     return said + (f", and worse at {', '.join(costs)}." if len(costs) else '.') + ' The intervals hold for each speed alone.'
 
 # %% ../../nbs/au_rcnn/85_analyses.ipynb #54ed091d
+def _devices(device):
+    "Those that are measured. CUDA, the paper's kind, comes first where there is one: a claim reads the first line that fits."
+    import torch
+    return [*(['cuda'] if torch.cuda.is_available() else []), 'cpu'] if device == 'auto' else [device]
+
 def inference_table(
     context,               # the profile gives widths, depths and the crop
     repeats: int = 20,     # rounds that count
     device: str = 'auto',  # 'auto': CUDA where there is one, and the CPU
 ) -> tuple:                # table, no figure, note
-    "Inference time of AU R-CNN and its peers (AU R-CNN Table 11), measured side by side."
-    import torch
-    from au_study.au_rcnn.peers import inference_times
-    own = {k: v for k, v in (context.sizes.estimators.get('au_rcnn') or {}).items() if k in ('width', 'depth', 'stride', 'roi_size')}
+    "Inference time of AU R-CNN and its peers (AU R-CNN Table 11), measured side by side, and their weights, also at the paper's sizes."
+    from au_study.au_rcnn.peers import count_weights, inference_times, timing_models
+    own = {'hidden': None, **{k: v for k, v in (context.sizes.estimators.get('au_rcnn') or {}).items() if k in ('width', 'depth', 'stride', 'roi_size', 'hidden')}}
     vgg = next((c for c in (context.sizes.estimators.get('au_rcnn') or {}).get('cases', []) if c['when'].get('backbone') == 'vgg19'), {})
     size = int(context.sizes.world.get('crop', 512))
-    devices = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])] if device == 'auto' else [device]
+    devices, whole = _devices(device), count_weights(timing_models())
     times = pd.concat([inference_times(size=size, device=d, repeats=repeats, threads=context.threads, vgg_width=vgg.get('width'), vgg_depth=vgg.get('depth'), **own) for d in devices]).reset_index()
     printed = context.published.set_index(['row', 'item'])['value']
     names = {'AR_vgg19': 'Ours', 'ROI-Nets': 'ROI-Nets', 'LCN': 'LCN'}
@@ -176,7 +180,8 @@ def inference_table(
         said = printed.get((names.get(r.model), 'mean'), np.nan)
         rows.append((r.model, f'ms, {r.device}', r.ms, r.low, r.high, said))
         rows.append((r.model, f'times AR_vgg19, {r.device}', r.ms / base, r.low / base, r.high / base, said / printed.get(('Ours', 'mean'), np.nan)))
-        if r.device == devices[0] and pd.notna(r.parameters): rows.append((r.model, 'parameters', float(r.parameters), np.nan, np.nan, np.nan))
+        if r.device == devices[0] and pd.notna(r.parameters):
+            rows += [(r.model, item, float(n), np.nan, np.nan, np.nan) for item, n in (('parameters', r.parameters), ("parameters, paper's sizes", whole[r.model]))]
     table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high', 'published'])
     note = f'One face of {size} px at a time, {context.threads} CPU thread(s), median and quartiles of {repeats} rounds. '
     return table, None, note + 'The paper used 512 px on a GPU; its ratios stand in the column of published ones.'
