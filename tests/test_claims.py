@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from au_study.files import seal
 from au_study.study import claims as C
 from au_study.study.data import data_id, data_spec
 from au_study.study.manifests import ManifestError, load_profile, load_study, study_names
@@ -175,6 +176,15 @@ def test_scores_on_other_data_are_not_judged(tmp_path):
     assert t["verdict"] == "not run" and "reproduce" in t["reason"]
 
 
+def test_a_damaged_run_leaves_the_others_their_verdicts(tmp_path):
+    plan, store = made_store(tmp_path / "r", PLANTED)
+    run = next(r for r in plan.runs if r.startswith(WORSE))
+    seal(store.root / "runs" / run)
+    (store.root / "runs" / run / "scores.parquet").write_bytes(b"PAR1")
+    table = judged(plan, store, ledger(tmp_path, gain=compare(BETTER, "higher"), loss=compare(WORSE, "lower")))
+    assert table.loc["gain", "verdict"] == "supported" and table.loc["loss", "verdict"] == "not run" and "isn't what was written" in table.loc["loss", "reason"]
+
+
 def test_seeds_are_found_in_the_store(tmp_path):
     _, store = made_store(tmp_path / "r", {BASE: 0.3}, seeds=(0, 7))
     assert C.stored_seeds(store, "quick") == {0, 7} and C.stored_seeds(store, "full") == set()
@@ -216,12 +226,15 @@ def test_cells_of_trained_models_are_worth_their_seeds(tmp_path, pools, seeds, w
 
 def test_cells_that_are_counted_or_timed(tmp_path):
     study, none = "au_rcnn_table11", np.nan
-    lines = [("A", "parameters", 100, none, none), ("B", "parameters", 900, none, none), ("B", "times A, cpu", 1.4, 1.2, 1.6), ("C", "times A, cpu", 1.1, 0.9, 1.2)]
+    lines = [("A", "parameters", 100, none, none), ("B", "parameters", 900, none, none), ("B", "times A, cpu", 1.4, 1.2, 1.6), ("C", "times A, cpu", 1.1, 0.9, 1.2),
+             ("D", "times A, cpu", 1.4, none, none)]
     timed = "interval: rounds; than: 1"
     claims = ledger(tmp_path, fewer=cell(study, "[A, parameters]", "lower", "minus_cell: [B, parameters]"), more=cell(study, "[A, parameters]", "higher", "minus_cell: [B, parameters]"),
-                    slower=cell(study, "[B, times*]", "higher", timed), unclear=cell(study, "[C, times*]", "higher", timed))
+                    slower=cell(study, "[B, times*]", "higher", timed), unclear=cell(study, "[C, times*]", "higher", timed),
+                    apart=cell(study, "[B, times*]", "higher", "minus_cell: [C, times*]; interval: rounds; than: -1"), once=cell(study, "[D, times*]", "higher", timed))
     t = judged(*table_store(tmp_path / "r", study, lines), claims)
-    assert t["verdict"].to_dict() == {"fewer": "supported", "more": "refuted", "slower": "supported", "unclear": "inconclusive"} and t["p"].isna().all()
+    assert t["verdict"].to_dict() == {"fewer": "supported", "more": "refuted", "slower": "supported", "unclear": "inconclusive",
+                                      "apart": "supported", "once": "inconclusive"} and t["p"].isna().all()
 
 
 def test_a_trained_number_without_interval_is_open(tmp_path):

@@ -506,7 +506,7 @@ def cell_effect(
     kind = 'world' if 'world' in kinds or spec.get('source') == 'world' else 'real'
     people = self._people(entry) if test.interval == 'subjects' else 0
     found = cells_effect(table, test, seeds=seeds, folds=len({r['fold'] for r in runs}), subjects=people, kind=kind)
-    counted = not seeds and (test.interval == 'rounds' or not np.isfinite(found.low))
+    counted = not seeds and bool(np.isfinite(found.low)) == (test.interval == 'rounds')     # a count has no interval; seconds are told by their quartiles or not at all
     return replace(found, sure=counted)
 
 def _people(self: Evidence, entry):
@@ -564,7 +564,7 @@ def judged(
         low, high = (e.low, e.high) if np.isfinite(e.low) else (e.value, e.value)
         apart = high <= ends[0] or low >= ends[1]
         within = ends[0] < low and high < ends[1]
-        return {**out, 'inside': within, 'sure': within or apart}
+        return {**out, 'inside': bool(within), 'sure': bool(within or apart)}
     if not np.isfinite([e.low, e.high]).all(): return {**out, 'inside': False, 'reason': 'no interval is known'}
     if e.subjects < 2: return {**out, 'inside': False, 'reason': 'one test subject says nothing about others'}
     p, inside = p_of(e.draws, ends, e.subjects) if e.draws is not None else p_of_interval(e.value, e.low, e.high, ends, e.subjects)
