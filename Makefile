@@ -62,7 +62,7 @@ export: setup  ## write au_study/ from the notebooks (seconds)
 readme: setup  ## write README.md from nbs/index.ipynb
 	@$(RUN) tools/readme.py
 
-hooks: setup  ## install nbdev's git hooks (merge of notebooks; see README, Contributing, for what else they write)
+hooks: setup  ## install git hooks: no licensed face in a commit, notebooks merged cell by cell (see README, Contributing, for what they write)
 	@$(RUN) tools/hooks.py
 
 clean:  ## remove what the targets produced, but not results, caches or the environment

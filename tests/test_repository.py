@@ -198,3 +198,21 @@ def test_navigation_keeps_the_reading_order():
     pages = {"index.ipynb": "index", "00_facs.ipynb": "facs", "95_extra.ipynb": "extra", "faces/10_frames.ipynb": "faces/frames",
              "au_rcnn/index.ipynb": "au_rcnn/index"}
     assert build_docs.navigation(pages) == {"Ground floor": ["facs", "faces/index"], "Papers": ["au_rcnn/index"], "About the kit": ["extra"]}
+
+
+def test_every_page_of_the_kit_has_its_part_of_the_navigation():
+    pages = {str(p.relative_to(ROOT / "nbs")): build_docs.re.sub(r"(^|/)\d+_", r"\1", str(p.relative_to(ROOT / "nbs").with_suffix(""))) for p in lint.all_notebooks()}
+    assert build_docs.navigation(pages)["About the kit"] == ["docrender"]
+
+
+def test_the_front_page_says_what_is_done():
+    "What the front page tells of the default batch, of notebooks and of sizes is what the manifests and the tools say."
+    from au_study.study.manifests import default_studies, load_profile, load_study
+    said = (ROOT / "README.md").read_text(encoding="utf-8")
+    *single, first, last = map(int, build_docs.re.search(r"eight tables of AU R-CNN: the control experiments (\d+) and (\d+), and the statistics (\d+), (\d+) and (\d+) to (\d+)\.", said).groups())
+    tables = sorted(load_study(n).table for n in default_studies())
+    assert tables == sorted([*single, *range(first, last + 1)]) and len(tables) == 8 and {load_study(n).paper for n in default_studies()} == {"au_rcnn"}
+    assert f"schedules on crops of {load_profile('full').world['crop']} px" in said and environment.CPU_TORCH in said
+    kinds = {lint.kind_of(p, lint.read(p)) for p in lint.all_notebooks()}
+    assert len(kinds) == 3 and "Three kinds of notebooks" in said and all(f"*{k.capitalize()}" in said for k in kinds)
+    assert "after `make hooks`" in said and "no licensed face in a commit" in (ROOT / "Makefile").read_text()

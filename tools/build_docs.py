@@ -1,8 +1,8 @@
 """Build the documentation into _docs, offline: nbdev's processors write the pages, Sphinx with MyST-NB and furo draws them.
 
-    python tools/build_docs.py [--keep-going]
+    python tools/build_docs.py
 
-Warnings are errors. Where Quarto is installed, `nbdev_docs` builds nbdev's own site from the same notebooks.
+Warnings are errors; all are shown. Where Quarto is installed, `nbdev_docs` builds nbdev's own site from the same notebooks.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROCESSED, SOURCE, SITE = ROOT / "_proc", ROOT / "build" / "docs_source", ROOT / "_docs"
 PARTS = {  # heading of the navigation -> what stands under it, in this order; a new folder joins the last part until it is named here
     "Tutorials": ["tutorials"],
-    "Ground floor": ["facs", "atlas", "faces", "world", "datasets", "nets", "scoring", "training"],
+    "Ground floor": ["facs", "atlas", "files", "faces", "world", "datasets", "nets", "scoring", "training"],
     "Papers": ["au_rcnn", "re_net", "aunet", "pairwise", "static_dynamic"],
     "Studies": ["study", "reproduce", "evidence"],
     "About the kit": []}
@@ -231,8 +231,7 @@ def main() -> None:
     count = write_source(facts.doc_host + facts.doc_baseurl)
     print(f"docs 3/3: Sphinx ({time.monotonic() - start:.0f} s)", flush=True)
     shutil.rmtree(SITE, ignore_errors=True)
-    keep = ["--keep-going"]
-    sphinx = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", *keep, "-E", "-b", "html", "-c", "tools/sphinx", "-d", "build/doctrees",
+    sphinx = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "-b", "html", "-c", "tools/sphinx", "-d", "build/doctrees",
                              str(SOURCE), str(SITE)])
     if sphinx.returncode:
         sys.exit("docs: the messages above are faults in the notebooks they name (build/docs_source mirrors nbs); mend them and repeat")

@@ -3,7 +3,8 @@
     python tools/lint_notebooks.py [NOTEBOOK ...]      without names: all notebooks and the whole repository
     python tools/lint_notebooks.py --staged            what git is about to commit: licensed faces and files that may hold them (the pre-commit hook)
 
-A notebook is *experiment* if it lies in nbs/reproduce, *page* if it is an index, a data card or a discussion without exports, else *library*.
+A notebook is *experiment* if it lies in nbs/reproduce, *page* if it is an index, a data card, the atlas, a tutorial or in nbs/evidence and exports
+nothing, else *library*.
 Every check is a function that yields sentences; no sentence means that all is well.
 """
 from __future__ import annotations
