@@ -23,8 +23,9 @@ from tiny_estimator import Tiny
 
 from au_study.faces.faceset import FaceSet
 from au_study.files import Damaged, damaged, publish, seal, sound, whole_file, whole_folder, write_text
+from au_study.study.batch import drop_damaged, drop_old_tables
 from au_study.study.data import DataChanged, check_fingerprint
-from au_study.study.plan import make_plan
+from au_study.study.plan import make_plan, read_plan
 from au_study.study.runs import RunStore
 from au_study.training import AUEstimator, ModelFileError
 from au_study.training.batches import blob_faces
@@ -37,7 +38,7 @@ STUDY = SLOW.replace("seconds: 1.2", "seconds: 0.05")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, checkout):  # noqa: F811
     "A checkout, data, a study of two runs, and the results of a batch that was left alone (but for a second one that was started in the same moment)."
-    folder = tmp_path_factory.mktemp("drills")
+    folder = tmp_path_factory.mktemp("drills of a batch")      # a space in every path
     (folder / "code").symlink_to(checkout)
     blob_faces(6, 20, seed=1).save(folder / "data/blobs")
     (folder / "tiny.yaml").write_text(STUDY)
@@ -208,6 +209,23 @@ def test_flipped_bits_are_found_and_mended_whatever_the_clock_says(place):
     flip(parent / "weights/weights.safetensors", 0.9)
     assert damaged(parent) == ["metrics.json", "weights/weights.safetensors"]
     with pytest.raises(ModelFileError, match="weights.safetensors was changed"): AUEstimator.load(parent / "weights")
+
+
+def test_what_stands_on_a_removed_result_goes_with_it(place):
+    "A run takes those that use its weights along, and tables; a table of an earlier version of its runs is made again; weights are looked at where an analysis will read them."
+    store = RunStore(copied(place, "stands"))
+    plan, table = read_plan(next((store.root / "plans").iterdir())), next((store.root / "studies").iterdir())
+    child, parent = next((r, e["parent"]) for r, e in plan.runs.items() if e["parent"])
+    assert drop_old_tables(plan, store) == []
+    seal_of_parent = store.root / "runs" / parent / "sums.json"
+    seal_of_parent.write_text(seal_of_parent.read_text() + " ")     # made anew, by a batch of another table
+    assert drop_old_tables(plan, store) == ["tiny"] and not table.exists()
+
+    flip(store.root / "runs" / parent / "weights/weights.safetensors", 0.9)
+    assert drop_damaged(plan, store) == []
+    plan.studies[table.name]["kind"] = "analysis"
+    assert [d.partition(" ")[0] for d in drop_damaged(plan, store)] == [parent]
+    assert not store.done(parent) and not store.done(child)
 
 
 @pytest.mark.parametrize("at", [0.02, 0.5, 0.999])
