@@ -200,7 +200,7 @@ def _time_rows(place, times, memory):
     base, rows = times['loop over AUs'], []
     for name, (ms, low, high) in times.items():
         rows += [(name, f'ms/image, {place}', ms, low, high), (name, f'images/s, {place}', 1000 / ms, 1000 / high, 1000 / low)]
-        if name != 'loop over AUs': rows.append((name, f'times the throughput of the loop, {place}', base[0] / ms, np.nan, np.nan))
+        if name != 'loop over AUs': rows.append((name, f'times the throughput of the loop, {place}', base[0] / ms, base[0] / high, base[0] / low))
         rows.append((name, f'peak memory, MB, {place}', memory[name], np.nan, np.nan))
     return rows
 
