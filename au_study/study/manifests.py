@@ -157,7 +157,7 @@ class Study:
     statistic: str | None = None                    # kind 'statistics': name in the statistics registry
     analysis: str | None = None                     # kind 'analysis': name in the analysis registry
     data: dict = field(default_factory=dict)        # what all rows' data have in common (e.g. sampling)
-    options: dict = field(default_factory=dict)     # arguments of the statistic or analysis
+    options: dict = field(default_factory=dict)     # arguments of the statistic or analysis; `sets`: data sets that it opens besides
     default: bool = False                           # part of the batch when no study is named
     note: str = ''                                  # what the table is not; printed with it
     alone: bool = False                             # its notebook measures seconds: nothing else of a batch runs beside it
