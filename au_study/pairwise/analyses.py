@@ -94,7 +94,7 @@ def world_runs(
     row: str,  # with runs
 ):             # yields (model, test faces, protocol, data spec)
     "Models of a row with the faces that each was tested on."
-    from au_study.study.data import open_data, under_protocol
+    from au_study.study.data import under_protocol
     from au_study.study.protocol import protocol_of
     for k, run in enumerate(context.ids(row)):
         said = context.store.read(run, 'run')
@@ -102,7 +102,7 @@ def world_runs(
         model = context.model(row, k)
         trainer = model.trainer_in_use()
         model.set_params(trainer=trainer.set_params(threads=context.threads, progress=False))
-        yield model, under_protocol(open_data(said['data'], context.source), protocol).fold(said['fold'])[1], protocol, said['data']
+        yield model, under_protocol(context.opened(said['data']), protocol).fold(said['fold'])[1], protocol, said['data']
 
 
 def mapped_scores(
