@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .identity import WORLD_AUS, Identity, hash_uniform
 from .rig import FaceCurves, half_width, height, landmarks3d, pose_face
-from .scene import CANVAS, PIVOT, Scene, rotation, to_pixels
-from .skin import CREASE, GLINT, GLOSS, HEIGHT, REGIONS, paint_face
-from .surface import Rays, Surface, build_relief, cast_rays, grow, noise_tile, see, slopes
+from .scene import PIVOT, Scene, pixel_side, rotation, to_pixels
+from .skin import CREASE, GLINT, GLOSS, HEIGHT, REGIONS, feature_windows, paint_face
+from .surface import Rays, Surface, build_relief, cast_rays, grow, see, slopes
 from .surroundings import LAYER, blend, draw_body, draw_ears, draw_fringe, draw_glasses, draw_head, draw_long_hair, draw_occluder, fringe_cover, hair_shape
 
 # %% ../../nbs/world/30_renderer.ipynb #c908a20f
@@ -67,18 +67,23 @@ def pixel_noise(key: Tensor, size: int) -> Tensor:
     return torch.stack(sums, 1) * (1 / 147.8)
 
 
+def _spread(maps: Tensor, weight: Callable, reach: Tensor) -> Tensor:
+    "Weighted mean of the pixels about each pixel, along x, then along y; `weight` maps distances [2R+1] to [B,2R+1] and vanishes beyond each face's `reach` [B]."
+    most = math.ceil(float(reach.max()))
+    if most == 0:
+        return maps
+    w = weight(torch.arange(-most, most + 1, device=maps.device)).double()
+    w = (w / w.sum(1, keepdim=True)).float()  # so that neighbours with a longer reach change nothing
+    for pad, dim in (((most, most, 0, 0), 3), ((0, 0, most, most), 2)):
+        p = F.pad(maps, pad, mode="replicate")
+        maps = sum(w[:, i, None, None, None] * p.narrow(dim, i, maps.shape[dim]) for i in range(2 * most + 1))
+    return maps
+
+
 def _blur(rgb: Tensor, sigma: Tensor) -> Tensor:
-    "Separable Gaussian blur with a standard deviation in pixels for each face [B]."
-    if not bool((sigma > 0).any()):
-        return rgb
-    reach = 4
-    k = torch.arange(-reach, reach + 1, device=rgb.device)
-    w = torch.exp(-0.5 * (k / sigma[:, None].clamp(1e-3)) ** 2)
-    w = w / w.sum(1, keepdim=True)
-    for pad, dim in (((reach, reach, 0, 0), 3), ((0, 0, reach, reach), 2)):
-        p = F.pad(rgb, pad, mode="replicate")
-        rgb = sum(w[:, i, None, None, None] * p.narrow(dim, i, rgb.shape[dim]) for i in range(2 * reach + 1))
-    return rgb
+    "Gaussian blur with a standard deviation in pixels for each face [B]."
+    s = sigma[:, None]
+    return _spread(rgb, lambda k: torch.exp(-0.5 * (k / s.clamp(1e-3)) ** 2) * (k.abs() <= 4 * s), 4 * sigma)
 
 
 def camera(rgb: Tensor, scene: Scene, key: Tensor) -> Tensor:
@@ -125,26 +130,25 @@ class Rendered(NamedTuple):
 
 def _render_chunk(p: Identity, intensities: Tensor, scene: Scene, size: int, key: Tensor, regions: bool) -> Rendered:
     "Render a few faces at once."
-    pixel = CANVAS / size
+    pixel = pixel_side(scene, size)
     c = pose_face(p, intensities, scene.blink)
     r = rotation(scene.yaw, scene.pitch, scene.roll)
     light = light_direction(scene)
-    relief = build_relief(c, (r * light[:, :, None]).sum(1), rows=max(72, min(160, size * 3 // 4)))
+    relief = build_relief(c, (r * light[:, :, None]).sum(1), rows=max(96, min(160, size * 3 // 4)))
     rays = cast_rays(r, scene, size)
     marks = project_landmarks(c, r, scene, size)
     surface = see(relief, rays, r, pixel)
     face_labels = torch.full(surface.x.shape, REGIONS.index("skin"), dtype=torch.int64, device=r.device) if regions else None
-    maps = paint_face(surface, c, p, scene, marks, light, size, face_labels)
+    maps, style = paint_face(surface, c, p, scene, feature_windows(c, r, scene, size), light, size, face_labels), hair_shape(p)
     canvas, labels = _background(rays, scene, p)
-    tile, style = noise_tile(size, str(r.device)), hair_shape(p)
-    draw_long_hair(canvas, labels, rays, p, style, tile, False, pixel)
+    draw_long_hair(canvas, labels, rays, p, style, False, pixel)
     pivot = r.new_tensor(PIVOT)
     o = torch.zeros_like(c.chin)
     chin, nape = ((r * (torch.stack([o, c.chin - up, o + z], 1) - pivot)[:, None]).sum(2) + pivot for up, z in ((0.1, 0.9), (0.3, -0.1)))
     draw_body(canvas, labels, rays, p, chin, nape, pixel)
-    hair = draw_head(canvas, labels, rays, r, p, style, tile, pixel)
+    hair = draw_head(canvas, labels, rays, r, p, style, pixel)
     draw_ears(canvas, labels, rays, r, p, (style[:, 2] > 0.5).float() * style[:, 5], pixel)
-    draw_long_hair(canvas, labels, rays, p, style, tile, True, pixel)
+    draw_long_hair(canvas, labels, rays, p, style, True, pixel)
     fringe = fringe_cover(surface, p, style, hair[2], pixel)
     _lay_face(canvas, labels, surface, maps, face_labels, fringe, pixel)
     draw_fringe(canvas, labels, fringe, hair)
@@ -164,12 +168,16 @@ def _background(rays: Rays, scene: Scene, p: Identity) -> tuple[Tensor, Tensor]:
     return canvas, torch.zeros(rays.u.shape, dtype=torch.int64, device=p.skin.device)
 
 
-def _lay_face(canvas: Tensor, labels: Tensor, s: Surface, maps: Tensor, face_labels: Tensor | None, fringe: Tensor, pixel: float) -> None:
+def _around(h: Tensor, pixel: Tensor) -> Tensor:
+    "Mean height [B,1,S,S] of the square that reaches 0.045 pupil distances (at least a pixel) beyond each pixel."
+    reach = (0.045 / pixel[:, 0]).clamp(min=1)
+    return _spread(h, lambda k: (reach + 1 - k.abs()).clamp(0, 1), reach[:, 0])
+
+
+def _lay_face(canvas: Tensor, labels: Tensor, s: Surface, maps: Tensor, face_labels: Tensor | None, fringe: Tensor, pixel: Tensor) -> None:
     "Blend the painted face in; detail height becomes slope, and its hollows darken (light from any side shows a wrinkle)."
     hu, hv = slopes(maps[:, HEIGHT], pixel)
-    reach = max(1, round(0.045 / pixel))
-    around = F.avg_pool2d(maps[:, HEIGHT : HEIGHT + 1], 2 * reach + 1, 1, reach, count_include_pad=False)
-    maps[:, :3] *= 1 - (CREASE * (around - maps[:, HEIGHT : HEIGHT + 1])).clamp(0, 0.45)
+    maps[:, :3] *= 1 - (CREASE * (_around(maps[:, HEIGHT : HEIGHT + 1], pixel) - maps[:, HEIGHT : HEIGHT + 1])).clamp(0, 0.45)
     nx, ny = -(s.slope_u + hu.clamp(-1.6, 1.6)), -(s.slope_v + hv.clamp(-1.6, 1.6))
     scale = torch.rsqrt(1 + nx * nx + ny * ny)
     blend(canvas, s.cover * (1 - fringe), maps[:, :3], (nx * scale, ny * scale, scale), maps[:, GLOSS])

@@ -41,7 +41,7 @@ def hair_shape(p: Identity) -> Tensor:
     return p.skin.new_tensor([STYLE[k] for k in HAIR_STYLES])[p.hair_style]
 
 # %% ../../nbs/world/28_surroundings.ipynb #1105a46e
-def skull(rays: Rays, r: Tensor, p: Identity, volume: Tensor, pixel: float) -> tuple[Tensor, Tensor, tuple]:
+def skull(rays: Rays, r: Tensor, p: Identity, volume: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, tuple]:
     "The ellipsoid of cranium and hair: coverage [B,S,S], hit points [B,3,S,S], view normal."
     centre = (0.0, -0.42, -0.25)
     radii = [grow(p.face_width * 1.0 + volume), grow(p.crown - 0.42 + 1.1 * volume), grow(1.52 + 0.6 * volume)]
@@ -69,7 +69,7 @@ def hairline(x: Tensor, y: Tensor, p: Identity, style: Tensor, jag: Tensor) -> T
     return line + grow(style[:, 4]) * jag - y
 
 # %% ../../nbs/world/28_surroundings.ipynb #e0b0f110
-def strands(point: Tensor, tile: Tensor, p: Identity, style: Tensor) -> Tensor:
+def strands(point: Tensor, p: Identity, style: Tensor, pixel: Tensor) -> Tensor:
     "Hair streaks running away from the crown (or the parting) [B,S,S]."
     x, y, z = point.unbind(1)
     back = grow((style[:, 1] < 0.09).float() * (style[:, 3] == 0).float())
@@ -78,13 +78,13 @@ def strands(point: Tensor, tile: Tensor, p: Identity, style: Tensor) -> Tensor:
     angle = torch.atan2(x - grow(p.hair_part) * 0.6, dy.abs() + 0.25) + 0.25 * z
     curl = grow((style[:, 0] > 2).float())
     u, v = angle * 2.2 * (1 - curl) + curl * x * 0.8, 0.16 * dy * (1 - curl) + curl * (y * 0.7 + 0.3 * z)
-    return noise_at(tile[3:], u + grow(p.texture[:, 0]) * 5, v + grow(p.texture[:, 1]) * 5)[:, 0]
+    return noise_at(u + grow(p.texture[:, 0]) * 5, v + grow(p.texture[:, 1]) * 5, pixel, slice(3, None))[:, 0]
 
 # %% ../../nbs/world/28_surroundings.ipynb #410b304a
-def draw_head(canvas, labels, rays, r, p, style, tile, pixel) -> tuple[Tensor, tuple, Tensor]:
+def draw_head(canvas, labels, rays, r, p, style, pixel) -> tuple[Tensor, tuple, Tensor]:
     "Back of the head; returns hair colour, normal and streaks for the fringe."
     cover, point, normal = skull(rays, r, p, p.hair_volume * style[:, 0], pixel)
-    streak = strands(point, tile, p, style)
+    streak = strands(point, p, style, pixel)
     x, y, z = point.unbind(1)
     behind = (-z * 3).clamp(0, 1)
     inside_hair = hairline(x, y, p, style, streak) + behind * 0.6
@@ -96,9 +96,9 @@ def draw_head(canvas, labels, rays, r, p, style, tile, pixel) -> tuple[Tensor, t
     return colour, normal, streak
 
 # %% ../../nbs/world/28_surroundings.ipynb #81af9b1f
-def fringe_cover(s: Surface, p: Identity, style: Tensor, streak: Tensor, pixel: float) -> Tensor:
+def fringe_cover(s: Surface, p: Identity, style: Tensor, streak: Tensor, pixel: Tensor) -> Tensor:
     "Coverage by the hair that lies on the front of the head."
-    return soft(hairline(s.x, s.y, p, style, streak), 0.08) * grow((style[:, 5] > 0).float()) * (s.cover * 4).clamp(0, 1)
+    return soft(hairline(s.x, s.y, p, style, streak), pixel.clamp(min=0.08)) * grow((style[:, 5] > 0).float()) * (s.cover * 4).clamp(0, 1)
 
 
 def draw_fringe(canvas: Tensor, labels: Tensor, fringe: Tensor, hair: tuple) -> None:
@@ -108,14 +108,14 @@ def draw_fringe(canvas: Tensor, labels: Tensor, fringe: Tensor, hair: tuple) -> 
     labels[fringe > 0.5] = REGIONS.index("hair")
 
 # %% ../../nbs/world/28_surroundings.ipynb #890e2471
-def draw_long_hair(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, style: Tensor, tile: Tensor, front: bool, pixel: float) -> None:
+def draw_long_hair(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, style: Tensor, front: bool, pixel: Tensor) -> None:
     "Hair beside the neck: the part behind it, or the locks before the shoulders."
     if not bool((style[:, 3] > 0).any()):
         return
     depth = 0.0 if front else -0.5
     t = (depth - rays.origin[2]) / grow(rays.direction[:, 2]).clamp(0.3)
     x, y = rays.origin[0] + t * grow(rays.direction[:, 0]), rays.origin[1] + t * grow(rays.direction[:, 1])
-    streak = noise_at(tile[3:], x * 2.3 + 0.25 * torch.sin(2.2 * y), 0.12 * y + grow(p.texture[:, 1]) * 5)[:, 0]
+    streak = noise_at(x * 2.3 + 0.25 * torch.sin(2.2 * y), 0.12 * y + grow(p.texture[:, 1]) * 5, pixel, slice(3, None))[:, 0]
     end = grow(style[:, 3]) + 0.05 * streak
     wave = 0.035 * torch.sin(3.1 * y + 6 * grow(p.texture[:, 0]))
     outer = grow(p.face_width + p.hair_volume * style[:, 0]) - 0.03 + 0.16 * ((y + 0.2) * 0.7).clamp(0, 1) + wave * y.clamp(0, 1)
@@ -129,7 +129,7 @@ def draw_long_hair(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, styl
     labels[cover > 0.5] = REGIONS.index("hair")
 
 # %% ../../nbs/world/28_surroundings.ipynb #e3355c70
-def draw_body(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, chin: Tensor, nape: Tensor, pixel: float) -> None:
+def draw_body(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, chin: Tensor, nape: Tensor, pixel: Tensor) -> None:
     "Neck and shirt below chin and nape, points [B,3] in view coordinates."
     u, v = rays.u - grow(0.8 * nape[:, 0]), rays.v
     half = grow(0.66 + 0.12 * p.sex) + 0.30 * ((v - 1.75) * 1.6).clamp(0) ** 2
@@ -146,7 +146,7 @@ def draw_body(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, chin: Ten
     labels[torch.maximum(neck, shirt) > 0.5] = REGIONS.index("neck and clothes")
 
 # %% ../../nbs/world/28_surroundings.ipynb #f948eeb0
-def draw_ears(canvas: Tensor, labels: Tensor, rays: Rays, r: Tensor, p: Identity, hidden: Tensor, pixel: float) -> None:
+def draw_ears(canvas: Tensor, labels: Tensor, rays: Rays, r: Tensor, p: Identity, hidden: Tensor, pixel: Tensor) -> None:
     "Both ears as tilted ellipses with a dark shell."
     pivot = p.skin.new_tensor(PIVOT)
     for sign in (-1.0, 1.0):
@@ -166,7 +166,7 @@ def draw_ears(canvas: Tensor, labels: Tensor, rays: Rays, r: Tensor, p: Identity
         labels[cover > 0.5] = REGIONS.index("ear")
 
 # %% ../../nbs/world/28_surroundings.ipynb #8c77307a
-def draw_glasses(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, pixel: float) -> None:
+def draw_glasses(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, pixel: Tensor) -> None:
     "Frames in a plane before the eyes, with a faint reflection."
     if not bool((p.glasses > 0).any()):
         return
@@ -175,9 +175,9 @@ def draw_glasses(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, pixel:
     x, y = rays.origin[0] + t * grow(rays.direction[:, 0]), rays.origin[1] + t * grow(rays.direction[:, 1])
     dx, dy = ((x.abs() - 0.515) / 0.365).abs(), ((y - 0.04) / 0.27).abs()
     shape = (dx**3 + dy**3 + 1e-9) ** (1 / 3)
-    rim = soft(max(0.024, 0.5 * pixel) - ((shape - 1) * 0.30).abs(), pixel)
-    bridge = soft(max(0.02, 0.5 * pixel) - (y + 0.04 - 0.5 * x * x).abs(), pixel) * between(x.abs(), -1.0, 0.15, 0.02)
-    arms = soft(max(0.02, 0.5 * pixel) - (y + 0.05).abs(), pixel) * between(x.abs(), 0.88, 1.06, 0.02)
+    rim = soft((0.5 * pixel).clamp(min=0.024) - ((shape - 1) * 0.30).abs(), pixel)
+    bridge = soft((0.5 * pixel).clamp(min=0.02) - (y + 0.04 - 0.5 * x * x).abs(), pixel) * between(x.abs(), -1.0, 0.15, 0.02)
+    arms = soft((0.5 * pixel).clamp(min=0.02) - (y + 0.05).abs(), pixel) * between(x.abs(), 0.88, 1.06, 0.02)
     has = grow(p.glasses)
     tone = (0.02 + 0.30 * p.glasses_tone**3)[:, None].expand(-1, 3)
     flat = (torch.zeros_like(x), torch.full_like(x, -0.2), torch.full_like(x, 0.95))
@@ -186,7 +186,7 @@ def draw_glasses(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, pixel:
     blend(canvas, has * torch.maximum(rim, torch.maximum(bridge, arms)), tone, flat, 0.6)
 
 # %% ../../nbs/world/28_surroundings.ipynb #8a649725
-def draw_occluder(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, scene: Scene, pixel: float) -> None:
+def draw_occluder(canvas: Tensor, labels: Tensor, rays: Rays, p: Identity, scene: Scene, pixel: Tensor) -> None:
     "A rounded bar of forearm size and skin colour before the face; everything under it is labelled background."
     if not bool((scene.occlusion > 0).any()):
         return
