@@ -351,8 +351,8 @@ def feature_windows(
     boxes: Tensor | None = None,  # [B,7,4]; None: `feature_boxes`
 ) -> dict[str, Window]:
     "The window of each feature in the picture."
-    box, step = (feature_boxes(c) if boxes is None else boxes)[..., None], (1 - torch.cos(torch.linspace(0, math.pi, 7, device=c.age.device))) / 2  # dense at the ends, where cheeks bulge
-    x, y = (box[:, :, i] + (box[:, :, i + 2] - box[:, :, i]) * step for i in (0, 1))  # [B,7,7]
+    box, step = (feature_boxes(c) if boxes is None else boxes)[..., None], (1 - torch.cos(torch.linspace(0, math.pi, 5, device=c.age.device))) / 2  # dense at the ends, where cheeks bulge
+    x, y = (box[:, :, i] + (box[:, :, i + 2] - box[:, :, i]) * step for i in (0, 1))  # [B,7,5]
     x, y = (v.flatten(1) for v in torch.broadcast_tensors(x[:, :, None], y[..., None]))
     marks = to_pixels(torch.stack([x, y, height(c, x, y).clamp(0)], -1), r, scene, size).view(len(x), len(FEATURES), -1, 2)
     return {name: Window(m.amin(1) - 2.5, m.amax(1) + 2.5, size) for name, m in zip(FEATURES, marks.unbind(1), strict=True)}
