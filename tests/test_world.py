@@ -34,6 +34,18 @@ def test_neighbours_change_no_byte(tmp_path):
     assert few.fingerprint == many.fingerprint and few.crops.std() > 0
 
 
+def test_nothing_trained_on_another_world_is_taken(tmp_path, monkeypatch):
+    from au_study.faces.landmarks import WorldDetector
+    from au_study.static_dynamic import parsing
+    made, places = [], set()
+    monkeypatch.setattr(parsing, "train_parser", lambda *said: made.append(said) or parsing.FaceParser())
+    for world in ("one", "two", "one"):
+        for module in ("static_dynamic.parsing", "world.world"): monkeypatch.setattr(f"au_study.{module}.source_hash", lambda world=world: world)
+        parsing.world_parser(cache_dir=tmp_path)
+        places.add(WorldDetector(tmp_path).path)
+    assert len(made) == len(places) == 2
+
+
 def test_another_seed_is_another_world(tiny, tmp_path):
     other = FaceWorld("bp4d", seed=4).faceset(TINY, cache_dir=tmp_path, progress=False)
     assert not np.array_equal(other.crops, tiny.crops) and not np.array_equal(other.labels(), tiny.labels())

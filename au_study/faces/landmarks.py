@@ -250,8 +250,10 @@ class WorldDetector:
 
     @property
     def path(self) -> Path:
-        "Where the trained predictor lies."
-        name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
+        "Where the trained predictor lies; other settings, or another face world, have another place."
+        from au_study.world.world import source_hash
+
+        name = hashlib.sha256(json.dumps([self.settings, source_hash()], sort_keys=True).encode()).hexdigest()[:10]
         return self.cache_dir / "landmarks" / f"world-{name}.dat"
 
     def detect(self,

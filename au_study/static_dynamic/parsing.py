@@ -24,7 +24,7 @@ from ..training.batches import seeded
 from ..world.identity import WORLD_AUS, identities
 from ..world.renderer import Scene, render_faces
 from ..world.skin import REGIONS
-from ..world.world import cache_root, close_up
+from ..world.world import cache_root, close_up, source_hash
 
 # %% ../../nbs/static_dynamic/15_parsing.ipynb #d51bb622
 __all__ = ['FaceParser', 'parsing_faces', 'train_parser', 'world_parser', 'overlap']
@@ -120,7 +120,7 @@ def world_parser(
     cache_dir=None,     # None: AU_STUDY_CACHE, else `cache` in the checkout
 ) -> FaceParser:
     "The parser of the face world: trained at the first call (about a minute), from the cache afterwards."
-    name = hashlib.sha256(json.dumps([1, faces, epochs, seed]).encode()).hexdigest()[:10]
+    name = hashlib.sha256(json.dumps([faces, epochs, seed, source_hash()]).encode()).hexdigest()[:10]
     path = cache_root(cache_dir) / 'parsing' / f'world-{name}.safetensors'
     if not path.exists():
         with whole_file(path) as aside: save_file(train_parser(faces, epochs, seed).state_dict(), aside)
