@@ -100,7 +100,8 @@ def box_figure(
         axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color='yellow', lw=1.6)
         axis.set_title(f'{group.name}: AU {", ".join(map(str, group.own))}', fontsize=7)
         rows += [(group.name, name, v) for name, v in zip(('ymin', 'xmin', 'ymax', 'xmax'), (y0, x0, y1, x1))] + [(group.name, 'area', (y1 - y0 + 1) * (x1 - x0 + 1))]
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, f'Pixels of a picture of {len(image)} x {len(image)}, of which the face is a part. Boxes of crops are in au_rcnn_table9 and au_rcnn_table12.')
+    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure,
+            f'Pixels of a picture of {len(image)} x {len(image)}, of which the face is a part. Boxes of crops are in au_rcnn_table9 and au_rcnn_table12.')
 
 # %% ../../nbs/au_rcnn/80_figures.ipynb #355502c7
 def detection_figure(

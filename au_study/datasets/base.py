@@ -225,7 +225,8 @@ def match_frames(self: Dataset,
     say("note" if gaps and len(there) else "error", lost, f"Labelled frames of {whose} without a picture ({len(lost)} of {len(coded)}): {frame_ranges(lost)}.",
         ("The distributor found no face there" if gaps and len(there) else "Restore the pictures") + "; frames without one are put aside when the faces are prepared.")
     say("note", within, f"Pictures without a label between the first and the last label ({len(within)}): {frame_ranges(within)}.")
-    say("warning", beyond if self.all_coded else [], f"Pictures before the first or after the last label ({len(beyond)}): {frame_ranges(beyond)}; the labels of {whose} run from {rows.min()} to {rows.max()}.",
+    say("warning", beyond if self.all_coded else [], f"Pictures before the first or after the last label ({len(beyond)}): {frame_ranges(beyond)}; "
+        f"the labels of {whose} run from {rows.min()} to {rows.max()}.",
         "Here every picture has a label: compare the label file with the distributor's.")
     return found
 

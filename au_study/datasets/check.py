@@ -107,7 +107,8 @@ def _sizes_and_landmarks(seen, coded, name, where):
     "Pictures of several sizes, and labelled frames without landmarks."
     if len(seen.sizes) > 1:
         rare = sorted(seen.sizes.items(), key=lambda s: (-len(s[1]), s[0]))   # the usual size comes first
-        yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{len(n)} of {w} x {h} ({frame_ranges(n, 3)})' for (h, w), n in rare[:4]) + '.', file=name, frame=rare[1][1][0], **where)
+        yield Problem('warning', 'The pictures have different sizes: ' + ', '.join(f'{len(n)} of {w} x {h} ({frame_ranges(n, 3)})' for (h, w), n in rare[:4]) + '.',
+                      file=name, frame=rare[1][1][0], **where)
     if seen.bare:
         yield Problem('warning', f'Labelled frames without usable landmarks ({len(seen.bare)} of {len(coded)}): {frame_ranges(seen.bare)}.',
                       'They are put aside when the faces are prepared with the given landmarks; --detector world finds them anew.', **where)

@@ -50,7 +50,7 @@ def correlation_sweep(
     context,            # rows named '<graph>, <world>', with runs; graphs of a world on the same frames
     row: str = 'pcc',   # the graph that is compared with the others, in the worlds that have it
 ) -> tuple:             # table, figure, note
-    "Whether a relation graph helps because it is true: average F1 by graph in worlds whose AUs correlate differently, with paired intervals over subjects. Raises ValueError for a graph that no world has."
+    "Whether a relation graph helps because it is true: average F1 by graph in worlds whose AUs correlate differently, with paired intervals. Raises ValueError for a graph that no world has."
     table, gains, worlds = [], {}, _worlds(context.runs)
     there = dict.fromkeys(g for graphs in worlds.values() for g in graphs)
     if row not in there: raise ValueError(f"row is {row!r}; the graphs of this study's rows are {', '.join(there)}")

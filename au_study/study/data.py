@@ -135,7 +135,8 @@ def as_intensities(
     if faces.card.kind == 'intensity': return faces
     aus = tuple(a for a in faces.aus if f'intensity_AU{a}' in faces.frames)
     if not aus:
-        raise ManifestError(f"labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. Prepare another one with {_by_hand(faces.card.name, faces.size, 'intensity')}, and name its folder: `--data DIR`")
+        raise ManifestError(f"labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. "
+                            f"Prepare another one with {_by_hand(faces.card.name, faces.size, 'intensity')}, and name its folder: `--data DIR`")
     frames = faces.frames[['subject', 'video', 'frame']].assign(**{f'AU{a}': faces.frames[f'intensity_AU{a}'] for a in aus})
     return FaceSet(frames, faces.crops, faces.landmarks, replace(faces.card, aus=aus, kind='intensity', threshold=1))
 
@@ -388,7 +389,8 @@ def check_folds(
     if said in own and (said in alike or not folds or card.synthetic and not present(folds)) or said not in own and not alike: return
     kind = card.kind if card.kind != load_dataset_manifest(card.name).kind else ''
     raise ManifestError(f"{card.name}: the protocol names the split {said}{'' if said in own else ', which nobody knows'}; the folds of the data are "
-                        + (f"those of {' and '.join(alike)}. Name {alike[0]} in the protocol of the study" if alike else "of no known split. Give them a name of their own in the protocol of the study")
+                        + (f"those of {' and '.join(alike)}. Name {alike[0]} in the protocol of the study" if alike
+                           else "of no known split. Give them a name of their own in the protocol of the study")
                         + (f", or prepare the data by hand: {_by_hand(card.name, size, kind, protocol)}, then `--data DIR`" if said in own else ''))
 
 # %% ../../nbs/study/27_data.ipynb #c6d7559c
