@@ -253,11 +253,11 @@ def test_bp4d_becomes_a_faceset_by_found_landmarks(trees, tmp_path, detector, la
     assert error.mean() < 0.08 and prepared.quarantined < 0.1 * len(error)
 
 
-def test_affwild2_pairs_become_two_people(trees, tmp_path, detector):
-    dataset = open_dataset("affwild2", trees("affwild2"), images="video")
-    prepared = prepare(dataset, tmp_path / "out", size=96, detector=detector, several="side", jobs=0, progress=False)
-    error = check_faceset(prepared, trees("affwild2"), "occurrence", 96)
-    assert error.mean() < 0.15, "the other person of the video was taken"
+def test_affwild2_pairs_become_two_people(tmp_path, detector):
+    root = write_layout(PRESETS["affwild2"], "affwild2", tmp_path / "large", progress=False, **{**SIZES, "size": 224})   # both turn: in small pictures only one is found
+    prepared = prepare(open_dataset("affwild2", root, images="video"), tmp_path / "out", size=96, detector=detector, several="side", jobs=0, progress=False)
+    error = check_faceset(prepared, root, "occurrence", 96)
+    assert error.mean(1).max() < 0.3, "the other person of the video was taken"
     assert {"video1_left", "video1_right"} <= set(prepared.faces.subjects)
 
 
