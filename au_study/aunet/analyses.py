@@ -365,29 +365,41 @@ def robustness_curve(
     frames: int = 240,   # of its test subjects
     fold: int = 0,
     au: str = 'AU12',    # that Fig. 7 is about
+    reference: str = 'ResNet18',  # row without landmarks; what it loses, too, isn't the landmarks' fault
 ) -> tuple:              # table, figure, note
     "F1 and landmark error under occlusion, turned heads and few pixels (AUNet Fig. 7)."
     from au_study.faces.frames import occurrence
     test = _some(context.faces.fold(fold)[1], frames)
     models = {row: context.model(row, 0) for row in context.runs}
     kinds = [k for k in HARDSHIPS if context.spec['source'] == 'world' or k.startswith('pixels')]
-    truth, rows, split = occurrence(test.frames, test.card.threshold), [], []
+    truth, rows, split, drawn = occurrence(test.frames, test.card.threshold), [], [], {}
     for kind in kinds:
         for level in HARDSHIPS[kind]:
             faces = rendered_again(context.spec, test, kind, level)
             tables = [m.predict_scores(faces) for m in models.values()]
             values, draws, names = drawn_f1(truth, tables, .5, context.n_boot)
-            at = f'{kind}: {level:g}'
+            at, drawn[kind, level] = f'{kind}: {level:g}', (values[:, -1], draws[:, :, -1])
             for i, name in enumerate(models):
                 rows.append((name, f'F1 %, {at}', *_percent(values, draws, i)))
                 errors = _landmark_errors(models[name], faces)
                 if errors is None: continue
                 rows.append((name, f'landmark error %, {at}', 100 * float(errors.mean()), np.nan, np.nan))
                 if au in truth: split.append(pd.DataFrame({'row': name, 'error': errors, 'right': (tables[i][au] >= .5).to_numpy(), 'active': (truth[au] > .5).to_numpy()}))
-    table = pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high'])
+    table = pd.DataFrame(rows + _losses(list(models), drawn, reference), columns=['row', 'item', 'measured', 'low', 'high'])
     return _with_split(table, split, au), _robustness_figure(table, list(models), kinds), _robustness_note(kinds, test)
 
 # %% ../../nbs/aunet/85_analyses.ipynb #f8fa0ac2
+def _losses(names, drawn, reference):
+    "F1 that hardships cost, and how much more than they cost the reference: every level draws the same people, so the differences are paired."
+    rows = []
+    for (kind, level), (value, draws) in drawn.items():
+        mildest = HARDSHIPS[kind][0]
+        if level == mildest: continue
+        lost = dict(zip(names, np.vstack([drawn[kind, mildest][0] - value, drawn[kind, mildest][1] - draws]).T))      # the first is of the people as they are
+        lost |= {f'{name} - {reference}': v - lost[reference] for name, v in lost.items() if reference in lost and name != reference}
+        rows += [(name, f'F1 points lost, {kind}: {level:g}', 100 * v[0], *(100 * np.nanquantile(v[1:], [.025, .975]))) for name, v in lost.items()]
+    return rows
+
 def _with_split(table, split, au):
     "Rows of Fig. 7's claim: landmark errors where a present AU was found and where it was missed."
     if not split: return table
