@@ -303,3 +303,23 @@ def test_claims_of_weights_and_of_speed_read_the_right_cells():
     table, _, _ = loss_figure(SimpleNamespace(runs=models, ids=lambda row: [row], model=lambda row, i: models[row]))
     speed, = claims["flow-converges-faster"]
     assert cells_effect(table, speed).value == pytest.approx(.7 - 1.)
+
+
+def test_claims_of_backbones_say_what_the_quick_profile_has():
+    "Convolutions on the way from the picture to the box, and weights beside those of ResNet-101, counted in the networks of the quick profile."
+    nets = {row.rpartition("/")[2]: r["parameters"]["params"] for r in make_plan(["au_rcnn_table5"], "quick").runs.values() for row in r["rows"]}
+    def built(row):
+        p = nets[row]
+        parts = backbone_parts(p["backbone"], p["width"], p["depth"], p["stride"], p["roi_size"], False, p["batch_norm"], p["dropout"])
+        way = [m for name, m in parts.named_modules() if isinstance(m, torch.nn.Conv2d) and "downsample" not in name]
+        return len(way), sum(w.numel() for w in parts.parameters())
+    deep, weights = built("AR_res")
+    notes = {c.name: c.note for c in load_claims(["au_rcnn"])}
+    for claim, row, name in (("deeper-backbone", "AR_vgg19", "VGG-19"), ("best-of-static", "AR_vgg16", "VGG-16")):
+        convolutions, n = built(row)
+        assert f"ResNet-101 has {deep} convolutions on its way and {name} {convolutions}, with {n / weights:.1f} times the weights" in notes[claim]
+
+
+def test_aus_that_do_not_gain_may_stay_as_they_are():
+    tests = {c.name: c.tests for c in load_claims(["au_rcnn"])}["large-aus-do-not-gain"]
+    assert {(t.item, t.direction, t.margin) for t in tests} == {(("AU12",), "not higher", 1), (("AU25",), "not higher", 1)}

@@ -8,6 +8,7 @@ import torch
 
 from au_study.au_rcnn import crf
 from au_study.au_rcnn.estimator import AURCNN, paper_trainer
+from au_study.au_rcnn.tal import AUTAL
 from au_study.au_rcnn.two_stream import ARTwoStream
 from au_study.training import ModelFileError
 from au_study.training.batches import blob_faces
@@ -160,3 +161,17 @@ def test_stands_on_two_streams_and_on_two_layers(tmp_path, monkeypatch):
         assert model.module_.stage.w.shape[-1] == 32                                                # 512 pooled channels times 1/16
         model.save(tmp_path / type(base).__name__)
         assert crf.AUCRF.load(tmp_path / type(base).__name__).predict_scores(test).equals(model.predict_scores(test))
+
+
+@pytest.mark.parametrize('kind, sizes', [(crf.AUCRF, dict(iterations=1)), (AUTAL, dict(layers=1, channels=4, hidden=8, pool=2, n_lengths=2, before=8, after=4, epochs=1))])
+def test_who_chose_the_base_epoch_teaches_nobody(kind, sizes, monkeypatch):
+    "The model on top learns from the people that the base learnt from, as AR_res beside it."
+    train, _ = blob_faces(subjects=6, frames=8, size=32).fold(0)
+    trainer = paper_trainer(epochs=1, batch_size=8, selection='inner', inner_fraction=.34, progress=False)
+    heard, learn = [], kind.learn
+    monkeypatch.setattr(kind, 'learn', lambda self, stage, features, labels, stacks: heard.append((features, labels)) or learn(self, stage, features, labels, stacks))
+    model = kind(base=AURCNN('resnet18', width=.0625, depth=.1, stride=8, roi_size=2, trainer=trainer), **sizes).fit(train)
+    rest, held = train.split_subjects(.34, trainer.seed)
+    (features, labels), = heard
+    assert len(held.subjects) and model.history_.attrs['selected_on'] == [str(s) for s in held.subjects]
+    assert len(features) == len(rest) < len(train) and np.array_equal(labels, rest.labels(), equal_nan=True)

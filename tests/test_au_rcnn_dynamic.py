@@ -12,6 +12,7 @@ from au_study.au_rcnn.network import backbone_parts
 from au_study.au_rcnn.peers import LCN, LiveBytes, LocallyConnected2d, ROINets, inference_times, timing_models
 from au_study.au_rcnn.two_stream import ARTwoStream, FlowStack, batch_flow, cached_flow, mirror_flow, pack, unpack
 from au_study.faces.augment import Augment, flip_faces
+from au_study.study.plan import make_plan
 from au_study.training.batches import BatchSource, FaceBatch, blob_faces
 from au_study.training.estimator import AUEstimator
 
@@ -310,3 +311,35 @@ def test_cuda_agrees_with_the_cpu():
         torch.testing.assert_close(there, here, atol=2e-3, rtol=2e-2, msg=name)
     table = inference_times(device="cuda", repeats=2, **sizes)
     assert (table["ms"] > 0).all() and table["memory_mb"].iloc[:-1].gt(0).all()
+
+
+# ---- what the profiles make of it
+
+def _course(run):
+    "Images and steps of a training, in frames of its training set, and the shares of it at which the rate begins to fall and falls by steps."
+    p = run["parameters"]["params"]
+    t = {k.removeprefix("trainer__"): v for k, v in p.items() if k.startswith("trainer__")}
+    clip = p["T"] if run["parameters"]["estimator"] == "ar_convlstm" else 1
+    return clip * t["epochs"], t["epochs"] / t["batch_size"], t["warmup_epochs"] / t["epochs"], t["step_epochs"] / t["epochs"]
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_dynamic_models_see_as_many_images_as_single_frames(profile):
+    "A gain of memory or of flow must not be the gain of a longer training."
+    runs = {row.rpartition("/")[2]: r for r in make_plan(["au_rcnn_table5_video", "au_rcnn_table8_video"], profile).runs.values() for row in r["rows"]}
+    single, flow, memory = (_course(runs[row]) for row in ("AR_res", "AR_2stream", "AR_ConvLSTM"))
+    assert flow == single
+    assert memory[0] == pytest.approx(single[0], rel=.2)                              # 9 for 8 in quick, 30 for 25 in full
+    if profile == "quick": assert memory[1:3] == single[1:3]
+    else: assert memory[2:] == pytest.approx(single[2:])
+
+
+@pytest.mark.parametrize("profile", ["quick", "full", "smoke"])
+def test_the_durations_are_learnt_from_as_much_as_table_5(profile):
+    "Where nothing is learnt no cause can show; the untouched world is trained on once for both."
+    runs = make_plan(["au_rcnn_table5_video", "au_rcnn_duration"], profile).runs.values()
+    shared = [r["rows"] for r in runs if any(row.endswith(" x1") for row in r["rows"])]
+    assert shared and all(f"au_rcnn_table5_video/{row.rpartition('/')[2].removesuffix(' x1')}" in rows for rows in shared for row in rows if row.endswith(" x1"))
+    assert len({repr(r["parameters"]["data"]["sizes"]) for r in runs}) == 1
+    factors = {r["parameters"]["data"].get("knobs", {}).get("duration_factor", 1) for r in runs}
+    assert factors == {.25, 1, 2}

@@ -134,23 +134,29 @@ def _fitted_base(self: FrozenBase, faces, select_on, workdir):
 # %% ../../nbs/au_rcnn/58_timelines.ipynb #05befa3a
 def _fit(
     self: FrozenBase,
-    faces,           # FaceSet to train on, whole videos
+    faces,           # FaceSet to train on, whole videos; the people of it who choose the base's epoch teach neither model
     select_on=None,  # FaceSet that chooses the base's epoch, for trainer selection='test' only
     workdir=None,    # folder of the base's checkpoint and of large feature arrays
 ) -> FrozenBase:     # self, with module_, aus_, history_ (of the base), stage_history_, card_, size_
     "Train the base or read it, freeze it, then learn the model of its features; raises ModelFileError for a base of other data."
     if not len(faces): raise ValueError('There is no frame to train on.')
     base = self._fitted_base(faces, select_on, workdir)
-    trainer = self.trainer_in_use()
+    trainer, rest = self.trainer_in_use(), _taught(base, faces)
     with seeded(trainer.seed, type(self).__name__):
         module = self._stacked(base.module_, faces).eval()
-        features, stacks = self._features(module.base, faces, workdir), video_rows(faces)
-        self.stage_history_ = self.learn(module.stage, features, faces.labels(), stacks)
+        features, stacks = self._features(module.base, rest, workdir), video_rows(rest)
+        self.stage_history_ = self.learn(module.stage, features, rest.labels(), stacks)
     self.history_ = base.history_.copy()
     course = None if self.stage_history_ is None else self.stage_history_.to_dict('list')     # saved with the model, as the base's curve is
     self.history_.attrs.update(base=base.training_id(), base_model=_folder_hash(self.base_model), stage=course)
     self.module_, self.aus_, self.card_, self.size_ = module.cpu().eval(), tuple(faces.aus), faces.card, int(faces.crops.shape[1])
     return self
+
+def _taught(base, faces):
+    "The faces without the people who chose the base's epoch; raises ValueError if nobody is left."
+    chose = faces.frames['subject'].astype(str).isin(base.history_.attrs['selected_on']).to_numpy()
+    if chose.all(): raise ValueError("Everyone in these faces chose the base's epoch, so nobody is left to learn from. Give the faces that the base was trained on.")
+    return faces[~chose] if chose.any() else faces
 
 def _folder_hash(folder):
     "SHA-256 recorded by the model in a folder."
