@@ -156,6 +156,61 @@ def test_another_metric(tmp_path):
     assert t.loc["it", "unit"] == "score" and t.loc["it", "effect"] == pytest.approx(0.15, abs=0.02)
 
 
+# --- rows that have learnt nothing ---------------------------------------------------------------------------------------------------
+
+SHY, SHIER, BOLD = 0.55, 0.8, 0.2      # shares of wrong cells; "always yes" has F1 57 where 40 % of the cells are positive, the first two have less
+
+
+def test_two_rows_below_always_yes_are_not_told_apart(tmp_path):
+    "Whatever the direction, margin or no: what knows nothing is not better than what knows nothing, nor equal to it, nor a substitute."
+    both = ledger(tmp_path, up=compare(BETTER, "higher"), down=compare(BETTER, "lower"), alike=compare(EQUAL, "equal", "margin: 5"), enough=compare(EQUAL, "not lower", "margin: 5"),
+                  most=compare(EQUAL, "not higher", "margin: 5"), one=compare(BETTER, "higher", "item: AU6"), whole=compare(BETTER, "higher", "metric: abaw"))
+    t = judged(*made_store(tmp_path / "r", {BASE: SHIER, BETTER: SHY, EQUAL: SHIER}), both)
+    assert (t["verdict"] == "inconclusive").all() and (t["p"] < 0.05).all() and (t["fill"] == "").all()
+    assert t.loc["up", "reason"] == f"{BETTER} and {BASE}: neither is better than saying yes to every frame" and t.loc["up", "low"] > 0
+
+
+def test_one_row_that_has_learnt_is_enough(tmp_path):
+    claims = ledger(tmp_path, up=compare(BETTER, "higher"), unlike=compare(BETTER, "equal", "margin: 5"), reversed=compare(BETTER, "lower"))
+    t = judged(*made_store(tmp_path / "r", {BASE: SHIER, BETTER: BOLD}), claims)
+    assert t["verdict"].to_dict() == {"up": "supported", "unlike": "refuted", "reversed": "refuted"} and (t["reason"] == "").all()
+
+
+def test_each_of_two_gains_needs_a_row_that_has_learnt(tmp_path):
+    more = "more_than: {row: %s, minus: %s}"
+    claims = ledger(tmp_path, known=compare(BETTER, "higher", more % (EQUAL, BASE)), void=compare(BETTER, "higher", more % (WORSE, BASE)),
+                    first=f"study: {STUDY}; row: {WORSE}; minus: {BASE}; direction: lower; more_than: {{row: {BETTER}, minus: {BASE}}}")
+    t = judged(*made_store(tmp_path / "r", {BASE: SHIER, BETTER: 0.05, EQUAL: BOLD, WORSE: SHY}), claims)
+    assert t["verdict"].to_dict() == {"known": "supported", "void": "inconclusive", "first": "inconclusive"}
+    assert t.loc["void", "reason"] == t.loc["first", "reason"] == f"{WORSE} and {BASE}: neither is better than saying yes to every frame"
+
+
+def test_an_open_line_stays_in_the_family(tmp_path):
+    store = made_store(tmp_path / "r", {BASE: SHIER, BETTER: SHY, EQUAL: 0.3, WORSE: 0.3})
+    claims = ledger(tmp_path, void=compare(BETTER, "higher"), close=f"study: {STUDY}; row: {EQUAL}; minus: {WORSE}; direction: higher")
+    t = judged(*store, claims)
+    assert t["p_holm"].notna().all() and t.loc["void", "p_holm"] == 2 * t.loc["void", "p"]
+
+
+def test_errors_as_large_as_those_of_always_zero_are_void():
+    "MAE rewards who says 0 always, as F1 rewards who says yes."
+    from types import SimpleNamespace
+
+    from au_study.study.protocol import Protocol
+    from au_study.study.tables import RowScores
+    truth = frames(6)[["subject", "video", "frame", "AU6"]]
+    def scored(level): return RowScores(truth, truth.assign(AU6=level), Protocol("made", (6,)), 1, 1, "code", "data", True)
+    rows = {"zeros": scored(0.0), "ones": scored(1.0), "half": scored(truth["AU6"] / 2)}
+    fake = SimpleNamespace(runs=lambda study, row: {0: row}, pool=lambda run, kind: rows[run], drawn=lambda run, metric: C.drawn_values(rows[run], metric, 50))
+    assert [C.Evidence.learnt(fake, "s", r, "mae", ("Avg",), [0]) for r in rows] == [False, False, True] and C.Evidence.learnt(fake, "s", "zeros", "icc31", ("Avg",), [0])
+
+
+def test_the_screen_says_why_a_measured_line_is_open(tmp_path):
+    plan, store = made_store(tmp_path / "r", {BASE: SHIER, BETTER: SHY})
+    said = C.ledger_text(C.claims_table(plan, store, ledger(tmp_path, it=compare(BETTER, "higher")), 500), 140)
+    assert "points" in said and f"{BETTER} and {BASE}: neither is better than saying yes to every frame" in said
+
+
 # --- what is missing -----------------------------------------------------------------------------------------------------------------
 
 def test_half_a_seed_does_not_count(tmp_path):

@@ -32,7 +32,7 @@ from .launch import places
 from .manifests import ManifestError, Study, check_keys, load_profile, load_study, project_root, read_yaml
 from .plan import Plan, make_plan
 from .runs import RunStore
-from .tables import RowScores, paper_name, published_rows, row_scores
+from .tables import ONE_ANSWER, RowScores, one_answer, paper_name, published_rows, row_scores
 
 # %% ../../nbs/study/48_claims.ipynb #098813d5
 DIRECTIONS = ('higher', 'lower', 'not lower', 'not higher', 'equal')
@@ -207,6 +207,7 @@ class Effect:
     kind: str = 'world'               # 'world' or 'real'
     protocol: str = ''                # id
     sure: bool = False                # counted, not estimated: no interval is needed
+    unlearnt: str = ''                # two rows of which neither is better than one answer for every frame
 
 class NotRun(Exception):
     "There is nothing to judge yet: what is missing."
@@ -317,7 +318,7 @@ def p_of_interval(
 VERDICTS = {
     'supported': 'the effect is as claimed: two or more seeds, Holm-corrected p < 0.05; or counted, not estimated',
     'refuted': 'the effect is opposite, or beyond the margin, by the same standard',
-    'inconclusive': 'measured, but the interval leaves both open',
+    'inconclusive': 'measured, but the interval leaves both open, or neither row has learnt anything',
     'agrees (one seed)': 'as claimed by the interval over subjects, from a single training; another seed may say otherwise',
     'disagrees (one seed)': 'opposite by the interval over subjects, from a single training',
     'not run': 'could be measured here, has not been run',
@@ -422,6 +423,18 @@ def _about(self: Evidence, study, row, metric, seed):
     pool, people = self.pool(runs, metric_of(metric).labels), self.drawn(runs, metric).people
     return {'folds': pool.folds, 'subjects': len(people), 'kind': 'world' if pool.synthetic else 'real', 'protocol': pool.protocol.id}
 
+def _learnt(self: Evidence, study, row, metric, item, seeds):
+    "Whether a row, on average over seeds, is better than one answer for every frame; True for metrics that reward none."
+    if metric not in ONE_ANSWER: return True
+    own = [self.drawn(self.runs(study, row)[s], metric) for s in seeds]
+    value = np.mean([d.values[[d.items.index(i) for i in item]].mean() for d in own])
+    gain = value - one_answer(self.pool(self.runs(study, row)[seeds[0]], metric_of(metric).labels).truth, metric)[list(item)].mean()
+    return bool((gain if metric_of(metric).higher_is_better else -gain) > 1e-9)
+
+def _unlearnt(self: Evidence, study, row, minus, metric, item, seeds):
+    "The two rows by name where neither has learnt, else nothing."
+    return '' if any(self.learnt(study, r, metric, item, seeds) for r in (row, minus)) else f'{row} and {minus}'
+
 def rows_effect(
     self: Evidence,  # what the store has
     test: Test,      # of rows
@@ -433,15 +446,17 @@ def rows_effect(
     paired = other[0] == own[0]                                  # the same people and seeds
     seeds, there = [self.seeds(*places[0], *places[1])] * 2 if paired else [self.seeds(*p) for p in places]
     values, draws = self.pair(*own, test.metric, test.item, seeds)
-    about = self.about(test.study, test.row, test.metric, seeds[0])
+    about = {**self.about(test.study, test.row, test.metric, seeds[0]), 'unlearnt': self.unlearnt(*own, test.metric, test.item, seeds)}
     if not more: return effect_of(values, draws, **about)
     beyond, drawn = self.pair(*other, test.metric, more['item'], there)
+    about['unlearnt'] = about['unlearnt'] or self.unlearnt(*other, test.metric, more['item'], there)
     if paired: return effect_of(values - beyond, draws - drawn, **about)
     far = self.about(more['study'], more['row'], test.metric, there[0])
     whole = effect_of(np.array([values.mean() - beyond.mean()]), (over_seeds(draws) - over_seeds(drawn))[:, None])
     return replace(whole, **{**about, 'subjects': min(about['subjects'], far['subjects'])}, seeds=min(len(seeds), len(there)))
 
 Evidence.pair, Evidence.seeds, Evidence.about, Evidence.rows_effect = _pair, _seeds, _about, rows_effect
+Evidence.learnt, Evidence.unlearnt = _learnt, _unlearnt
 
 # %% ../../nbs/study/48_claims.ipynb #8e1f65d2
 def _number(value):
@@ -568,7 +583,10 @@ def judged(
     if not np.isfinite([e.low, e.high]).all(): return {**out, 'inside': False, 'reason': 'no interval is known'}
     if e.subjects < 2: return {**out, 'inside': False, 'reason': 'one test subject says nothing about others'}
     p, inside = p_of(e.draws, ends, e.subjects) if e.draws is not None else p_of_interval(e.value, e.low, e.high, ends, e.subjects)
+    if e.unlearnt: return {**out, 'p': p, 'inside': inside, 'verdict': 'inconclusive', 'reason': _not_learnt(test, e)}     # a question that was asked: it stays in the family
     return {**out, 'p': p, 'inside': inside}
+
+def _not_learnt(test, e): return f'{e.unlearnt}: neither is better than saying {ONE_ANSWER[test.metric][0]} to every frame'
 
 def _call(line, plan, seeds):
     "The call that fills a line."
@@ -648,7 +666,9 @@ def ledger_text(
         parts.append(f'\n{paper_name(paper)}')
         for name, lines in own.groupby('claim', sort=False):
             parts.append('  ' + textwrap.shorten(f"{name}: {lines['says'].iloc[0]} ({lines['where'].iloc[0]})", max(width - 2, 40), placeholder=' …'))
-            parts += [f'      {r.label or r.dataset:12} {r.verdict:20} ' + textwrap.shorten(_in_numbers(r) or r.reason, max(width - 40, 40), placeholder=' …') for r in lines.itertuples()]
+            for r in lines.itertuples():
+                said = [t for t in (_in_numbers(r), r.reason) if t] or ['']
+                parts += [f'      {head:33} ' + textwrap.shorten(t, max(width - 40, 40), placeholder=' …') for head, t in zip((f'{r.label or r.dataset:12} {r.verdict:20}', ''), said)]
     return '\n'.join(parts)
 
 def _calls(table, plan):

@@ -16,6 +16,7 @@ from ..scoring.metrics import metric_of
 from .analysis import text_of
 from .manifests import Study
 from .pages import SIGNS, Cell, Table, interval_bar, minus, number, span
+from .tables import COMPANIONS
 
 # %% ../../nbs/study/51_sections.ipynb #d4bd745d
 def kinds_of(
@@ -59,18 +60,19 @@ def averages_table(
 ) -> Table:
     "One line a row: average, interval, published, difference, difference from the reference row."
     metric = metric_of(study.metric)
-    rows, d, f1 = table[table['item'] == metric.lead], metric.digits, metric.name == 'f1'
+    rows, d = table[table['item'] == metric.lead], metric.digits
+    beside = {'f1': {'auc': 'AUC %', 'always_positive': 'always yes'}, 'mae': {'always_zero': 'always 0'}}.get(metric.name, {})
     start, stop = rows[['low', 'measured']].min().min(), rows[['high', 'measured']].max().max()
     head = [Cell('row'), Cell('what'), *(Cell(t, css='number') for t in (f'measured {metric.unit}', '95 % interval over subjects', f'published {metric.unit}', 'measured − published'))]
     if study.reference: head.append(Cell(f'difference from {study.reference} (paired)', css='number'))
-    if f1: head += [Cell(t, css='number') for t in ('AUC %', 'always yes')]
+    head += [Cell(t, css='number') for t in beside.values()]
     made = Table(f'{study.name}-rows', _caption(study, metric), head)
     for r in rows.itertuples():
         css, bar = _css(r.kind), interval_bar(r.measured, r.low, r.high, start, stop)
         ends = Cell(span(r.low, r.high, d) or '–', '' if pd.isna(r.low) else f'{r.low:.6g}', css=f'number {css}', bar=bar)
         line = [row_name(study, r.row), _tag(r.kind), number(r.measured, d, css=f'measured {css}', href=runs.get(r.row, '')), ends, number(r.published, d, css='quoted'), number(r.difference, d, True)]
         if study.reference: line.append(Cell('reference', '0', css='number soft') if r.row == study.reference and pd.notna(r.measured) else paired(r, metric))
-        if f1: line += [number(r.auc, css='soft'), number(r.always_positive, css='soft')]
+        line += [number(getattr(r, c, None), d, css='soft') for c in beside]
         made.rows.append(line)
     return made
 
@@ -78,7 +80,8 @@ def _caption(study, metric):
     "What the columns of averages hold."
     words = [f'{"Average " if metric.lead == "Avg" else ""}{metric.unit} of each row' + ('' if metric.higher_is_better else '; less is better') + '.']
     if study.reference: words.append(f'▲ ▼: better or worse than {study.reference}, 95 % interval of the paired difference without zero.')
-    return ' '.join([*words, 'always yes: F1 of a detector that says yes to every frame.'] if metric.name == 'f1' else words)
+    always = {'f1': 'always yes: F1 of a detector that says yes to every frame.', 'mae': 'always 0: MAE of a method that says 0 for every frame.'}
+    return ' '.join([*words, *([always[metric.name]] if metric.name in always else [])])
 
 # %% ../../nbs/study/51_sections.ipynb #f5bf2c5c
 def items_table(
@@ -90,14 +93,15 @@ def items_table(
     metric = metric_of(study.metric)
     items, names, d = list(dict.fromkeys(table['item'])), list(dict.fromkeys(table['row'])), metric.digits
     if items == [metric.lead]: return None
-    by, present = {(r.item, r.row): r for r in table.itertuples()}, {r.item: r for r in table.dropna(subset=['prevalence']).itertuples()}
+    by, known = {(r.item, r.row): r for r in table.itertuples()}, [c for c in COMPANIONS if c in table and table[c].notna().any()]
+    present = {r.item: r for r in table.dropna(subset=known).itertuples()}
     names = [n for n in names if any(pd.notna(r.measured) or pd.notna(r.published) for (_, row), r in by.items() if row == n)]
-    shown = [row_name(study, n).text for n in names] + (['present %', 'always yes'] if present else [])
+    shown = [row_name(study, n).text for n in names] + [COMPANIONS[c] for c in known]
     head = [Cell('AU' if 'AU' in str(items[0]) else 'item'), *(Cell(t, css='number') for t in shown)]
     made = Table(f'{study.name}-items', f'{metric.unit}; ○ published. Each measured number leads to its runs.', head)
     for item in items:
         line = [Cell(item, str(item).removeprefix('AU'))] + [_item(by.get((item, n)), d, runs.get(n, '')) for n in names]
-        if present: line += [number(getattr(present.get(item), c, None), css='soft') for c in ('prevalence', 'always_positive')]
+        line += [number(getattr(present.get(item), c, None), d, css='soft') for c in known]
         (made.foot if item == metric.lead else made.rows).append(line)
     return made
 
