@@ -34,7 +34,7 @@ from .quality import REASONS, FaceChoice, Plausibility, quarantine_sheet, quaran
 from .workers import WorkerError, count_jobs, run_jobs
 from ..faces.alignment import EyeLineCrop, FivePointCrop, LandmarkBoxCrop, ProcrustesCrop
 from ..faces.faceset import FORMAT as FACESET_FORMAT
-from ..faces.faceset import FaceSet, fingerprint_of
+from ..faces.faceset import DatasetCard, FaceSet, fingerprint_of
 from ..faces.frames import check_frames, write_frames
 from ..faces.landmarks import DlibDetector, WorldDetector
 from ..files import file_sha256, remove_whole, write_text
@@ -228,7 +228,8 @@ def _lives(number):
 
 
 def _differences(there, here):
-    "In words, which settings differ."
+    "In words, which settings differ; what a card of an earlier version doesn't say stands at its default."
+    if "card" in there: there = there | {"card": json.loads(DatasetCard.from_json(json.dumps(there["card"])).to_json())}
     keys = [k for k in here if there.get(k) != here[k]] + [k for k in there if k not in here]
     return "; ".join(f"{k} is {there.get(k)!r} there and {here.get(k)!r} here" for k in keys)
 

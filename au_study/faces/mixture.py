@@ -84,7 +84,8 @@ def _same(sets, shared):
     unknown = sorted({n for names in shared for n in names} - set(sets))
     if unknown: raise FaceSetError(f"shared names {unknown}, which are not mixed; the sets are {list(sets)}.")
     found = [{f"{n}/{s}" for s in names} for n, f in sets.items() for names in f.card.same]
-    found += [{f"{n}/{s}" for n in names if s in sets[n].subjects} for names in shared for s in sorted({s for n in names for s in sets[n].subjects})]
+    there = {n: set(f.subjects) for n, f in sets.items()} if shared else {}
+    found += [{f"{n}/{s}" for n in names if s in there[n]} for names in shared for s in sorted(set().union(*(there[n] for n in names)))]
     people = []
     for one in found:  # whoever shares a name is one person
         people = [p for p in people if not p & one] + [one.union(*(p for p in people if p & one))]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_text
-from .data import check_fingerprint, data_spec, full_labels, open_data, read_record, under_protocol
+from .data import check_fingerprint, data_id, data_spec, full_labels, open_data, read_record, under_protocol
 from .manifests import ManifestError, Profile, Study, load_profile
 from .own_code import named
 from .protocol import protocol_of
@@ -34,9 +34,14 @@ class Context:
     profile: str = 'smoke'      # whose sizes the runs have
     n_boot: int = 200           # bootstrap draws over subjects
     threads: int = 1            # CPU threads
+    known: dict = field(default_factory=dict, repr=False)  # data that were opened, by id
 
     def opened(self, spec: dict):
-        "The FaceSet of a data spec; raises `DataChanged` unless it is the one that the batch recorded."
+        "The FaceSet of a data spec, looked at once; raises `DataChanged` unless it is the one that the batch recorded."
+        if (key := data_id(spec)) not in self.known: self.known[key] = self._checked(spec)
+        return self.known[key]
+
+    def _checked(self, spec):
         faces = open_data(spec, self.source)
         try: record = self.store and read_record(self.store.root, spec)
         except FileNotFoundError:
@@ -161,7 +166,7 @@ def write_analysis(
 ):
     "Write `table.csv`, `table.md` and, where there is one, `figure.png` and `figure.svg`."
     out = Path(out)
-    write_text(out / 'table.csv', found.table.to_csv(index=False, float_format='%.8g', lineterminator='\n'))
+    write_text(out / 'table.csv', found.table.to_csv(index=False, float_format='%.12g', lineterminator='\n'))
     parts = [f'# {paper_name(study.paper)}, {study.place}: {study.title}', caveat(study, found.table), found.note, markdown(analysis_text(found.table))]
     write_text(out / 'table.md', '\n\n'.join(p for p in parts if p) + '\n')
     if found.figure is not None:

@@ -280,13 +280,12 @@ def _mixed(spec, source):
     sets = {p['dataset']: open_data(p, source) for p in spec['parts']}
     ways = {n: f.card.folds for n, f in sets.items() if spec['held_out'] in ('all', n)}
     folds = [[(n, s) for n, own in ways.items() if k < len(own) for s in own[k]] for k in range(max(map(len, ways.values())))]
-    faces, named = mix(sets, folds={n: [] for n in sets}, shared=_one_population(spec['parts'])), tuple(tuple(f'{n}/{s}' for n, s in fold) for fold in folds)
+    faces, named = mix(sets, folds={n: [] for n in sets}, shared=_one_population(sets)), tuple(tuple(f'{n}/{s}' for n, s in fold) for fold in folds)
     return type(faces)(faces.frames, faces.crops, faces.landmarks, replace(faces.card, folds=named))
 
-def _one_population(parts):
-    "Names of the sets that share their people: worlds of one seed do, person for person."
-    seeds = {p['dataset']: p['seed'] for p in parts if p['source'] == 'world'}
-    return [[n for n in seeds if seeds[n] == seed] for seed in set(seeds.values())]
+def _one_population(sets):
+    "Names of the sets that share their people: worlds do, person for person, rendered now or saved before."
+    return [[n for n, f in sets.items() if f.card.synthetic]]
 
 # %% ../../nbs/study/27_data.ipynb #c3357637
 def _place(spec, source):
@@ -404,6 +403,8 @@ def check_protocol(
     if spec['source'] == 'mixture' or protocol.split == UNSPLIT and not trains: return
     if spec['source'] == 'world':
         if protocol.split not in (_splits(spec['dataset']) or [protocol.split]): raise _no_split(protocol.split, spec['dataset'])
+        if protocol.crop != 'five-point':
+            raise ManifestError(f"{spec['dataset']}: the protocol says {protocol.crop} crop, the face world is cut by five-point; say `crop: five-point`, or give faces that are cut so with `--data`")
         return
     if spec['fingerprint'] == UNPREPARED:
         card, cut = _tree(spec).card(), 'five-point'
