@@ -18,6 +18,7 @@ from au_study.pairwise.hinge import group_hinge_loss, pairwise_hinge_loss
 from au_study.pairwise.mapping import MAPPINGS, MappingNet, learn_mapping, mapped, mapping_features, n_features
 from au_study.pairwise.pairs import grades, group_faces, pack_pairs, ranking_label, sample_pairs, video_codes
 from au_study.pairwise.variation_range import EDGES, RangeSketch, frequency_features, percentile_features, variation_range, video_rank
+from au_study.scoring import f1_table
 from au_study.study.audit import audit
 from au_study.study.manifests import load_profile, load_study, study_names
 from au_study.study.published import printed
@@ -202,7 +203,7 @@ def test_procrustes_against_scipy():
 def test_a_training_pass_looks_at_every_frame_of_a_group_once():
     faces = blob_faces(subjects=4, frames=12, seed=3)
     groups = group_faces(faces, passes=2., size=6)
-    assert len(groups) * 6 <= 2 * len(faces) + 6 * len(np.unique(video_codes(faces)))      # the last group of a video is filled up
+    assert groups.shape == (2 * len(faces) / 6, 6)
     seen, pseudo = [], PseudoIntensity(**SMALL, group=6, passes=2., trainer=paper_trainer(**{**QUICK, 'epochs': 1, 'selection': 'last'}))
     build = pseudo.build
     def counted(f):
@@ -212,6 +213,26 @@ def test_a_training_pass_looks_at_every_frame_of_a_group_once():
     pseudo.build = counted
     pseudo.fit(faces)
     assert sum(seen) == len(groups) * 6
+
+
+def test_a_killed_training_draws_the_pairs_it_would_have_drawn(tmp_path, monkeypatch):
+    """Every epoch has pairs of its own; who goes on in the third draws those of the third."""
+    faces = blob_faces(subjects=4, frames=12, seed=3)
+    drawn, draw, stop = [], estimator._groups_of, [None]
+    def watched(*args):
+        if args[-1] == stop[0]: raise KeyboardInterrupt
+        drawn.append((args[-1], draw(*args).fingerprint))
+        return draw(*args)
+    monkeypatch.setattr(estimator, '_groups_of', watched)
+    def fit(until, workdir=None):
+        drawn.clear(); stop[0] = until
+        pseudo = PseudoIntensity(**SMALL, trainer=paper_trainer(**{**QUICK, 'epochs': 3, 'selection': 'last', 'checkpoint_seconds': 0}))
+        return pseudo.fit(faces, workdir=workdir).history_['loss'].tolist(), dict(drawn)
+    whole, pairs = fit(None)
+    assert len(whole) == 3 and len(set(pairs.values())) == 3
+    with pytest.raises(KeyboardInterrupt): fit(2, tmp_path)
+    losses, rest = fit(None, tmp_path)
+    assert losses == whole and 1 not in rest and rest[2] == pairs[2]
 
 
 def test_long_video_costs_one_pass_a_frame_and_no_memory(model):
@@ -376,6 +397,8 @@ def test_inconsistency_and_comparability(model, unseen, monkeypatch):
     monkeypatch.setattr(analyses, '_true', lambda spec: true)
     table, figure, note = analyses.inconsistency_table(context(rows, tables, unseen.frames))
     own = table.set_index('item')['measured']
+    always = f1_table(unseen.frames, unseen.frames.assign(AU4=1., AU12=1.)).loc['Avg', 'f1']
+    assert abs(own['always yes, F1 %'] - 100 * always) < 1e-9 and 0 < always < 1
     assert own['true intensity, one criterion, F1 %'] == 100 and figure is not None and 'in the world called here' in note
     assert abs(own['variation range minus single image, points'] - (own['variation range, F1 %'] - own['single image, F1 %'])) < 1e-9
     assert {f'variation range minus {analyses.TITLES[m]}, points' for m in MAPPINGS[1:]} <= set(own.index)

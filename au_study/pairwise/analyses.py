@@ -13,9 +13,10 @@ from scipy.special import logit
 from scipy.stats import rankdata
 
 # %% ../../nbs/pairwise/80_analyses.ipynb #7aaa6e7a
-from ..faces.frames import KEYS
+from ..faces.frames import KEYS, label_columns
 from .mapping import MAPPINGS
 from ..scoring.metrics import METRICS, metric_table
+from ..scoring.occurrence import f1_always_positive
 from ..scoring.significance import drawn_f1
 
 # %% ../../nbs/pairwise/80_analyses.ipynb #137230e4
@@ -150,11 +151,17 @@ def inconsistency_table(
             rows.append((world, f'{name} minus single image, points', *100 * np.array(gain)))
             gains[world, name] = 100 * np.array(gain)
         rows += [(world, f'variation range minus {TITLES[m]}, points', *_gain(values, draws, list(tables), 'variation_range', m)) for m in MAPPINGS if m != 'variation_range']
+        rows.append(_always(world, own.truth))
         rows += _ahead(world, values, draws, 1 + list(tables).index('variation_range'))
         here = set(own.truth['subject']), *(x[..., 1 + list(tables).index('variation_range'), -1] - x[..., 0, -1] for x in (values, draws))
         first = first or (world, *here)
         if world != first[0]: rows += _beyond(world, first, here)
     return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _gain_figure(gains), _gain_words(gains)
+
+
+def _always(world, truth):
+    "F1 of the detector that says yes to every frame: what a world's base rates give for nothing."
+    return world, 'always yes, F1 %', 100 * float(np.nanmean(f1_always_positive(truth[label_columns(truth)].mean()))), np.nan, np.nan
 
 
 def _ahead(world, values, draws, i):

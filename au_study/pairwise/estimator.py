@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['paper_trainer', 'SingleImage', 'PseudoIntensity', 'Pairwise', 'LivePairwise']
 
+# %% ../../nbs/pairwise/60_estimator.ipynb #253fa538
+from functools import partial
+
 # %% ../../nbs/pairwise/60_estimator.ipynb #5e60b1c9
 import numpy as np
 import pandas as pd
@@ -135,12 +138,11 @@ class PseudoIntensity(_FaceVGGBased):
 def _train(self: PseudoIntensity, faces, select_on=None, workdir=None) -> PseudoIntensity:
     trainer = self.trainer_in_use()
     train, _ = _split(trainer, faces, select_on)
-    groups = group_faces(train, self.passes, self.group, derive_seed(trainer.seed, 'pairs'), self.balance)
+    draw = partial(_groups_of, train, self.passes, self.group, self.balance, trainer.seed)
     own = clone(trainer).set_params(selection='last', batch_size=max(1, trainer.batch_size // self.group))
-    order = torch.from_numpy(groups.grades)                                             # [rows, K]
-    loss = lambda module, batch: group_hinge_loss(_inner(module).net(batch.image), order.to(batch.clip.device)[batch.clip], self.margin, self.by_au)
+    loss = lambda module, batch: group_hinge_loss(_inner(module).net(batch.image), batch.derived['grades'], self.margin, self.by_au)
     with seeded(trainer.seed, 'weights'): module = self.build(faces)
-    self.history_ = own.fit(module, groups, loss, self.scores, range(self.group), None, workdir, identity=self.training_id())
+    self.history_ = own.fit(module, draw(0), loss, self.scores, range(self.group), None, workdir, identity=self.training_id(), derive=_grades_of, redraw=draw)
     self.module_, self.aus_, self.card_, self.size_ = module, tuple(faces.aus), faces.card, int(faces.crops.shape[1])
     values = self.pseudo_intensities(train)
     module.centre.copy_(torch.from_numpy(values.mean(0))); module.unit.copy_(torch.from_numpy(values.std(0)).clamp_min(1e-6))
@@ -148,6 +150,8 @@ def _train(self: PseudoIntensity, faces, select_on=None, workdir=None) -> Pseudo
     return self
 
 
+def _groups_of(faces, passes, group, balance, seed, epoch): return group_faces(faces, passes, group, derive_seed(seed, 'pairs', epoch), balance)
+def _grades_of(groups): return {'grades': groups.grades}
 def _inner(module): return getattr(module, 'module', module)
 
 

@@ -7,6 +7,7 @@ __all__ = ['ranking_label', 'video_codes', 'grades', 'sample_pairs', 'pack_pairs
 
 # %% ../../nbs/pairwise/10_pairs.ipynb #db2c07bd
 import hashlib
+import math
 
 # %% ../../nbs/pairwise/10_pairs.ipynb #56bbdb1d
 import numpy as np
@@ -153,6 +154,7 @@ def group_faces(
     seed=0,                # of the sample
     balance: bool = True,  # see `sample_pairs`
 ) -> PairGroups:
-    "Draw pairs and pack them, for about `passes * N` passes of the network."
-    pairs = sample_pairs(faces, max(1, round(passes * len(faces) / 2)), seed, balance)
-    return PairGroups(faces, pack_pairs(pairs, size, seed))
+    "Draw pairs and pack them: as many groups as `passes * N` frames fill."
+    n = max(1, math.ceil(passes * len(faces) / size))
+    pairs = sample_pairs(faces, math.ceil(n * size / 2), seed, balance)
+    return PairGroups(faces, pack_pairs(pairs, size, seed)[:n])       # filling up the last group of each video makes some more

@@ -83,8 +83,8 @@ class BatchSource:
         cells = np.isfinite(faces.labels()).sum(1)
         self.cells = cells if cells.any() else np.ones(len(faces), int)                                # [N] labelled cells of each row
         self.crops, self.derived = faces.crops, derive(faces) if derive else {}
-        wrong = [k for k, v in self.derived.items() if len(v) != len(faces)]
-        if wrong: raise ValueError(f"derived {', '.join(wrong)}: one entry a frame is needed, {len(faces)} in all, found {', '.join(str(len(self.derived[k])) for k in wrong)}.")
+        wrong = [k for k, v in self.derived.items() if len(v) != len(self.labels)]               # frames; fewer are rows where a row is a group of them
+        if wrong: raise ValueError(f"derived {', '.join(wrong)}: one entry a frame is needed, {len(self.labels)} in all, found {', '.join(str(len(self.derived[k])) for k in wrong)}.")
         self.held = torch.from_numpy(np.array(faces.crops)).to(self.device) if np.prod(faces.crops.shape) <= ram_gb * 1e9 else None
 
     def __len__(self): return len(self.index)

@@ -265,6 +265,7 @@ class _Loop:
     spent: float = 0.0        # seconds of this epoch
     losses: torch.Tensor = None  # of this epoch's steps, on the device
     rows: list = None         # history
+    redraw: callable = None   # epoch -> source of that epoch; None: one source for all
     best: dict = None         # weights of the best epoch
     best_epoch: int = None
 
@@ -486,6 +487,7 @@ def _run(loop, path, about):
     bar = _Progress(t.progress and not rank, per_epoch * t.epochs, loop.epoch * per_epoch + loop.step)
     try:
         while loop.epoch < t.epochs:
+            if loop.redraw and loop.epoch: _draw_anew(loop)
             if loop.step == 0: loop.losses = torch.zeros(per_epoch, device=loop.source.device)
             loop.module.train()
             for parts in epoch_plan(len(loop.source), t.batch_size, t.accumulate, t.seed, loop.epoch)[loop.step:]:
@@ -501,6 +503,14 @@ def _run(loop, path, about):
                 _save(loop, path, about); saved = time.monotonic()
     finally: bar.close()
 
+
+def _draw_anew(loop):
+    "Put the rows of this epoch into the loop."
+    n = len(loop.source)
+    loop.source = None                                       # pixels are held once
+    loop.source = loop.redraw(loop.epoch)
+    if len(loop.source) != n: raise ValueError(f"redraw gave {len(loop.source)} rows for epoch {loop.epoch + 1} and the first has {n}; every epoch needs as many.")
+
 # %% ../../nbs/training/20_loop.ipynb #fb47acad
 def _fit(
     self: Trainer,
@@ -514,20 +524,22 @@ def _fit(
     threshold=0.5,   # lowest score that counts as occurrence when choosing the epoch
     identity="",     # what else makes this run what it is; a checkpoint with another identity is refused
     derive=None,     # (FaceSet) -> {name: array [N, ...]} that batches carry besides pixels
+    redraw=None,     # (epoch) -> what the epochs from 1 on train on, with as many rows as `faces`, which is epoch 0's; None: `faces` always
 ) -> History:        # one row an epoch
     "Train a module; raises ValueError for bad parameters, CheckpointError for another run's workdir, FloatingPointError for a loss that is not a number."
     device = resolve_device(self.device, self.devices)
     _check_trainer(self, device)
     if not len(faces): raise ValueError("There is no frame to train on.")
     if not any(p.requires_grad for p in module.parameters()): return History.of([], {"selection": "none", "selected_epoch": None, "selected_on": []})
-    if self.devices > joined(): return _fit_in_processes(self, module, device, (faces, loss, scores, offsets, select_on, workdir, threshold, identity, derive))
+    if self.devices > joined(): return _fit_in_processes(self, module, device, (faces, loss, scores, offsets, select_on, workdir, threshold, identity, derive, redraw))
     train, held = _selection_sets(self, faces, select_on)
+    if redraw and self.selection == "inner": raise ValueError("redraw says what trains in each epoch, and selection='inner' would split it. Split the subjects before, and use selection='last'.")
     path = Path(workdir) / "checkpoint.pt" if workdir is not None else None
     with _threads(self.threads), seeded(self.seed, "fit", device=device):
         about = _about(self, module, faces, select_on, offsets, identity) if path else {}
         state = _read_or_warn(path, about)
-        source, chooser = (x and BatchSource(x, offsets, device, self.ram_gb, self.channels_last, derive) for x in (train, held))
-        loop = _start(_Loop(self, module, source, loss, scores, chooser, threshold))
+        source_of = lambda x: x and BatchSource(x, offsets, device, self.ram_gb, self.channels_last, derive)
+        loop = _start(_Loop(self, module, source_of(train), loss, scores, source_of(held), threshold, redraw=redraw and (lambda epoch: source_of(redraw(epoch)))))
         if state: _resume(loop, state)
         if not (state and state["finished"]):
             _run(loop, path, about)
