@@ -16,7 +16,7 @@ from au_study.pairwise import analyses, estimator
 from au_study.pairwise.estimator import LivePairwise, Pairwise, PseudoIntensity, SingleImage, paper_trainer
 from au_study.pairwise.hinge import group_hinge_loss, pairwise_hinge_loss
 from au_study.pairwise.mapping import MAPPINGS, MappingNet, learn_mapping, mapped, mapping_features, n_features
-from au_study.pairwise.pairs import grades, group_faces, pack_pairs, ranking_label, sample_pairs, video_codes
+from au_study.pairwise.pairs import grades, group_faces, pack_pairs, ranking_label, sample_pairs
 from au_study.pairwise.variation_range import EDGES, RangeSketch, frequency_features, percentile_features, variation_range, video_rank
 from au_study.scoring import f1_table
 from au_study.study.audit import audit

@@ -75,7 +75,8 @@ def feature_map_figure(
         found = _over_subjects(share, subjects, context.n_boot)
         table += [(name, f'level {k + 1}, {m.shape[-1]} x {m.shape[-1]}: times the activity near landmarks', *(v[k] for v in found)) for k, m in enumerate(levels)]
     table = pd.DataFrame(table, columns=['row', 'item', 'measured', 'low', 'high'])
-    note = f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; near is within 5 % of the side, or the nearest pixel of the map; larger maps are averaged to the side of the smallest.'
+    note = (f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; '
+            'near is within 5 % of the side, or the nearest pixel of the map; larger maps are averaged to the side of the smallest.')
     return table, _map_picture(test, rows, maps, _spread(rows, shown)), note
 
 def _map_picture(faces, rows, maps, shown):

@@ -174,8 +174,9 @@ def _note_time(kind, place, results, seconds):
     line = {'kind': kind, 'id': place['final'].name, 'seconds': round(seconds, 1)}
     if kind == 'runs':
         run = json.loads((place['final'] / 'run.json').read_text(encoding='utf-8'))
-        spent = json.loads((place['final'] / 'timing.json').read_text(encoding='utf-8')).get('total', 0)   # with what a killed process had spent
-        line |= {'seconds': round(max(seconds, spent), 1), 'label': run['label'], 'dataset': run['data']['dataset'], 'profile': run['profile'], 'trains': not (place['final'] / 'weights/parent.json').exists()}
+        spent = json.loads((place['final'] / 'timing.json').read_text(encoding='utf-8')).get('total', 0)   # of all processes
+        line['seconds'] = round(max(seconds, spent), 1)
+        line |= {'label': run['label'], 'dataset': run['data']['dataset'], 'profile': run['profile'], 'trains': not (place['final'] / 'weights/parent.json').exists()}
     with open(results / 'timings.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
 
 # %% ../../nbs/study/35_launch.ipynb #907f9846
