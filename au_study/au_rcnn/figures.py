@@ -111,21 +111,20 @@ def detection_figure(
     seed: int = 0,       # of the draw
 ) -> tuple:  # table, figure and perhaps a note
     "Detections on test frames of the first fold (AU R-CNN Fig. 7); the table lists found, missed and wrongly found AUs."
-    from au_study.faces.privacy import require_showable
     faces, rule = context.faces, context.scores(row).protocol.score_threshold
-    require_showable(faces, what='a figure of detections')
     scores = context.store.scores(context.ids(row)[0])
     at = faces.frames.reset_index().merge(scores[['subject', 'video', 'frame']], on=['subject', 'video', 'frame'], how='inner')['index'].to_numpy()
     truth, guess = faces.labels()[at] == 1, scores.sort_values(['subject', 'video', 'frame'])[faces.columns].to_numpy() >= rule
     several = np.flatnonzero(truth.sum(1) >= 2)
     chosen = np.sort(np.random.default_rng(seed).choice(several, min(count, len(several)), replace=False))
-    figure, axes = _axes(len(chosen), len(chosen), 2.0)
+    figure, axes = _axes(len(chosen), len(chosen), 2.0) if faces.card.synthetic else (None, [None] * len(chosen))   # licensed faces stay out of reports
     names, rows = np.array(faces.aus), []
     for axis, i in zip(axes, chosen):
         key = faces.frames.iloc[at[i]]
         words = {'found': truth[i] & guess[i], 'missed': truth[i] & ~guess[i], 'wrongly found': ~truth[i] & guess[i]}
-        axis.imshow(faces.crops[at[i]])
-        axis.set_title('\n'.join(f'{w}: {", ".join(map(str, names[m])) or "–"}' for w, m in words.items()), fontsize=6)
+        if axis:
+            axis.imshow(faces.crops[at[i]])
+            axis.set_title('\n'.join(f'{w}: {", ".join(map(str, names[m])) or "–"}' for w, m in words.items()), fontsize=6)
         rows += [(f'{key.subject}/{key.video}/{key.frame}', w, ', '.join(map(str, names[m])) or '–') for w, m in words.items()]
     hits = (truth & guess)[several].sum() / max(1, (truth | guess)[several].sum())
     note = f'{len(chosen)} of {len(several)} test frames with two or more AUs, drawn at random; over all of them {100 * hits:.0f} % of the AUs that occur or are reported are both.'

@@ -449,7 +449,7 @@ def landmark_table(
             numbers = zip(*ratio_interval(*subject_sums(values, faces.frames['subject']), context.n_boot))
             rows += [(name, f'{item}, {how}', *n) for item, n in zip(('NME, %', f'failures (beyond {100 * limit:g} %), %', 'AUC, %'), numbers)]
         shown.append((how, some, found))
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _landmark_picture(curves, shown, limit), _landmark_note(model.base, faces)
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _landmark_picture(curves, shown if faces.card.synthetic else [], limit), _landmark_note(model.base, faces)
 
 def _landmark_note(base, faces):
     taught = 'public weights' if base.weights else f'{base.people} strangers of the {base.corpus} world' if base.corpus else 'the training folds'
@@ -459,15 +459,15 @@ def _landmark_note(base, faces):
 def _landmark_picture(curves, shown, limit, faces=5):
     "Cumulated errors, and some faces with true (white) and found (red) landmarks."
     import matplotlib.pyplot as plt
-    figure = plt.figure(figsize=(3.2 + 1.1 * faces, 2.6), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.1 * faces))
+    figure = plt.figure(figsize=(3.2 + 1.1 * faces * bool(shown), 2.6), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.1 * faces)) if shown else (figure, None)     # licensed faces stay out of reports
     axis = left.subplots()
     for (name, how), errors in curves.items():
         axis.plot(100 * np.sort(errors), 100 * np.arange(1, len(errors) + 1) / len(errors), label=f'{name}, {how}',
                   color='C3' if name.startswith('landmark') else '0.5', ls='-' if how.startswith('aligned') else '--')
     axis.set(xlim=(0, 200 * limit), ylim=(0, 100), xlabel='error, % of the eye distance', ylabel='faces below, %'); axis.axvline(100 * limit, color='0.8', lw=1, zorder=0)
     axis.legend(fontsize=5.5, loc='lower right')
-    for line, (how, some, found) in zip(right.subplots(len(shown), faces), shown):
+    for line, (how, some, found) in zip(right.subplots(len(shown), faces), shown) if shown else ():
         for axis, i in zip(line, np.linspace(0, len(some) - 1, faces).astype(int)):
             axis.imshow(np.asarray(some.crops[int(i)])); axis.axis('off')
             for points, colour in ((some.landmarks[int(i)], 'white'), (found[i], 'red')): axis.scatter(*np.asarray(points).T, s=1, c=colour)

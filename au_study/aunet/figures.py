@@ -77,7 +77,7 @@ def feature_map_figure(
     table = pd.DataFrame(table, columns=['row', 'item', 'measured', 'low', 'high'])
     note = (f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; '
             'near is within 5 % of the side, or the nearest pixel of the map; larger maps are averaged to the side of the smallest.')
-    return table, _map_picture(test, rows, maps, _spread(rows, shown)), note
+    return table, _map_picture(test, rows, maps, _spread(rows, shown)) if test.card.synthetic else None, note   # no licensed face in a report
 
 def _map_picture(faces, rows, maps, shown):
     "Faces, and under each the levels of every network."
@@ -185,7 +185,7 @@ def branch_figure(
     lines = [(n, 'correlation with the change of the picture', mean[i], low[i], high[i]) for i, n in enumerate(('static branch', 'dynamic branch', 'dynamic - static'))]
     table = pd.DataFrame(lines, columns=['row', 'item', 'measured', 'low', 'high'])
     picked = [(au, by[au][len(by[au]) // 2]) for au in shown if len(by.get(au, []))] or [('any AU', rows[0])]
-    return table, _branch_picture(model, test, picked), f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
+    return table, _branch_picture(model, test, picked) if test.card.synthetic else None, f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
 
 def _branch_picture(model, faces, picked):
     import matplotlib.pyplot as plt
