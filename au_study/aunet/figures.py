@@ -185,7 +185,8 @@ def branch_figure(
     lines = [(n, 'correlation with the change of the picture', mean[i], low[i], high[i]) for i, n in enumerate(('static branch', 'dynamic branch', 'dynamic - static'))]
     table = pd.DataFrame(lines, columns=['row', 'item', 'measured', 'low', 'high'])
     picked = [(au, by[au][len(by[au]) // 2]) for au in shown if len(by.get(au, []))] or [('any AU', rows[0])]
-    return table, _branch_picture(model, test, picked) if test.card.synthetic else None, f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
+    figure = _branch_picture(model, test, picked) if test.card.synthetic else None
+    return table, figure, f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
 
 def _branch_picture(model, faces, picked):
     import matplotlib.pyplot as plt
