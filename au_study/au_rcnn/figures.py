@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .partition import GROUPS, ROIS, au_boxes, groups_for, roi_polygons
+from ..faces.privacy import showable
 
 # %% ../../nbs/au_rcnn/80_figures.ipynb #4f2a76d2
 def _face(identity=3, size=512):
@@ -117,7 +118,7 @@ def detection_figure(
     truth, guess = faces.labels()[at] == 1, scores.sort_values(['subject', 'video', 'frame'])[faces.columns].to_numpy() >= rule
     several = np.flatnonzero(truth.sum(1) >= 2)
     chosen = np.sort(np.random.default_rng(seed).choice(several, min(count, len(several)), replace=False))
-    figure, axes = _axes(len(chosen), len(chosen), 2.0) if faces.card.synthetic else (None, [None] * len(chosen))   # licensed faces stay out of reports
+    figure, axes = _axes(len(chosen), len(chosen), 2.0) if showable(faces) else (None, [None] * len(chosen))
     names, rows = np.array(faces.aus), []
     for axis, i in zip(axes, chosen):
         key = faces.frames.iloc[at[i]]

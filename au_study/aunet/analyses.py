@@ -27,6 +27,7 @@ from ..facs import AUS, EMOTIONS
 from ..faces.alignment import FivePointCrop, crop_faces
 from ..faces.faceset import FaceSet
 from ..faces.landmarks import normalised_error
+from ..faces.privacy import showable
 from ..nets.resnet import ResNet
 from ..scoring.significance import drawn_f1, paired_ttest, ratio_interval, subject_sums
 
@@ -449,7 +450,7 @@ def landmark_table(
             numbers = zip(*ratio_interval(*subject_sums(values, faces.frames['subject']), context.n_boot))
             rows += [(name, f'{item}, {how}', *n) for item, n in zip(('NME, %', f'failures (beyond {100 * limit:g} %), %', 'AUC, %'), numbers)]
         shown.append((how, some, found))
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _landmark_picture(curves, shown if faces.card.synthetic else [], limit), _landmark_note(model.base, faces)
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured', 'low', 'high']), _landmark_picture(curves, shown if showable(faces) else [], limit), _landmark_note(model.base, faces)
 
 def _landmark_note(base, faces):
     taught = 'public weights' if base.weights else f'{base.people} strangers of the {base.corpus} world' if base.corpus else 'the training folds'
@@ -460,7 +461,7 @@ def _landmark_picture(curves, shown, limit, faces=5):
     "Cumulated errors, and some faces with true (white) and found (red) landmarks."
     import matplotlib.pyplot as plt
     figure = plt.figure(figsize=(3.2 + 1.1 * faces * bool(shown), 2.6), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.1 * faces)) if shown else (figure, None)     # licensed faces stay out of reports
+    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.1 * faces)) if shown else (figure, None)
     axis = left.subplots()
     for (name, how), errors in curves.items():
         axis.plot(100 * np.sort(errors), 100 * np.arange(1, len(errors) + 1) / len(errors), label=f'{name}, {how}',

@@ -20,6 +20,7 @@ from .analyses import adjacency, pair_counts
 from .features import activity, landmark_share
 from .landmarks import resized
 from .temporal_difference import align_neighbours
+from ..faces.privacy import showable
 from ..scoring.significance import ratio_interval, subject_sums
 
 # %% ../../nbs/aunet/80_figures.ipynb #f58b50ae
@@ -77,7 +78,7 @@ def feature_map_figure(
     table = pd.DataFrame(table, columns=['row', 'item', 'measured', 'low', 'high'])
     note = (f'{len(rows)} frames of {subjects.nunique()} test subjects. 1 is activity spread evenly over the picture; '
             'near is within 5 % of the side, or the nearest pixel of the map; larger maps are averaged to the side of the smallest.')
-    return table, _map_picture(test, rows, maps, _spread(rows, shown)) if test.card.synthetic else None, note   # no licensed face in a report
+    return table, _map_picture(test, rows, maps, _spread(rows, shown)) if showable(test) else None, note
 
 def _map_picture(faces, rows, maps, shown):
     "Faces, and under each the levels of every network."
@@ -185,7 +186,7 @@ def branch_figure(
     lines = [(n, 'correlation with the change of the picture', mean[i], low[i], high[i]) for i, n in enumerate(('static branch', 'dynamic branch', 'dynamic - static'))]
     table = pd.DataFrame(lines, columns=['row', 'item', 'measured', 'low', 'high'])
     picked = [(au, by[au][len(by[au]) // 2]) for au in shown if len(by.get(au, []))] or [('any AU', rows[0])]
-    figure = _branch_picture(model, test, picked) if test.card.synthetic else None
+    figure = _branch_picture(model, test, picked) if showable(test) else None
     return table, figure, f'{len(rows)} frames of {subjects.nunique()} test subjects in which an AU begins or ends within {max(model.offsets)} frames.'
 
 def _branch_picture(model, faces, picked):

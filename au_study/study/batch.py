@@ -343,9 +343,8 @@ def drop_damaged(
             weights = kind != 'runs' or name in waited      # read where others build on them
             bad = damaged(places(kind, name, store.root)['final'], lambda f: not f.endswith('.ipynb') and (weights or not f.startswith('weights/')))
             if bad: gone[kind, name] = f'{name} ({bad[0]})'
-    for kind, name in gone:
-        if kind == 'runs': forget_runs(plan, store, [name])
-        else: remove_whole(places(kind, name, store.root)['final'])
+    forget_runs(plan, store, [name for kind, name in gone if kind == 'runs'])
+    for kind, name in gone: remove_whole(places(kind, name, store.root)['final'])
     return list(gone.values())
 
 # %% ../../nbs/study/55_batch.ipynb #aa28c7ff
