@@ -1,10 +1,13 @@
 "The Slurm profile on a real Slurm of one node, started in a temporary folder: what it submits, and a batch that ends in the tables of a local one."
 import getpass
 import importlib.util
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,25 @@ def test_the_profile_asks_for_what_the_plan_says_and_leaves_the_cluster_to_its_s
     away, here = (snakemake_command(tmp_path / "plan.json", tmp_path, 2, e) for e in ("slurm", "local"))
     assert "--cores" in here and "--cores" not in away and "--resources" not in away, "the cores of the login node are no bound for the cluster"
     assert "executor=slurm" in away and away[away.index("--workflow-profile") + 1] == str(PROFILE.parent)
+
+
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+def test_a_job_asks_for_what_it_uses(tmp_path, executor):
+    kinds = {"sums": ("scores", "table", False), "curve": ("analysis", "analysis", False), "clock": ("analysis", "analysis", True)}
+    plan = {"threads": 3, "devices": 2, "data": {}, "runs": {"one": {"data": "made", "before": []}},
+            "studies": {n: {"kind": k, "notebook": b, "alone": a, "data": [], "rows": {}} for n, (k, b, a) in kinds.items()}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "work/done/data").mkdir(parents=True)
+    (tmp_path / "work/done/data/made").touch()
+    call = [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "workflow/Snakefile"), "--directory", str(tmp_path), "--cores", "16", "--dry-run",
+            "--config", f"plan={tmp_path / 'plan.json'}", f"executor={executor}"]
+    said = subprocess.run(call, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout + said.stderr
+    jobs = [block for block in said.stdout.split("\nrule ") if block.startswith(("run:", "study:"))]
+
+    def number(pattern, job, default=1): return int((re.search(pattern, job) or {1: default})[1])
+    asked = {re.search(r"wildcards: \w+=(\w+)", job)[1]: (number(r"threads: (\d+)", job), number(r"gpu=(\d+)", job, 0)) for job in jobs}
+    assert asked == {"one": (6, 2), "sums": (1, 0), "curve": (3, 0), "clock": (16 if executor == "local" else 3, 1)}
 
 
 CONFIG = """
