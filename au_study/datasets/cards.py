@@ -10,7 +10,9 @@ __all__ = ['DatasetManifest', 'dataset_names', 'load_dataset_manifest', 'Split',
 import difflib
 import os
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -31,13 +33,17 @@ def _folder(kind):
     raise DatasetError(f"There is no folder data_manifests/{kind}: install from the checkout with `pip install -e .`, or set AU_STUDY_ROOT to the checkout.")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     "YAML without keys that come twice."
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         twice = sorted({str(k) for k in keys if keys.count(k) > 1})
         if twice: raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {twice[0]} comes twice")
         return super().construct_mapping(node, deep=True)
+
+
+@lru_cache(64)
+def _parsed(text): return yaml.load(text, _Loader)
 
 # %% ../../nbs/datasets/20_cards.ipynb #15ecaa44
 def _near(name, known):
@@ -51,7 +57,7 @@ def _read(kind, name, keys, needed):
     path = _folder(kind) / f"{name}.yaml"
     known = [p.stem for p in path.parent.glob("*.yaml")]
     if str(name) not in known: raise DatasetError(f"There is no {'data set' if kind == 'datasets' else 'split'} {str(name)!r}. {_near(name, known)}")
-    try: content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    try: content = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as e: raise DatasetError(f"{kind}/{path.name} cannot be read: {e}.") from None
     if not isinstance(content, dict): raise DatasetError(f"{kind}/{path.name} holds {type(content).__name__}, expected keys and values.")
     for key in content:
@@ -171,7 +177,7 @@ def split_names(
 def load_split(
     name: str,  # such as 'bp4d-3fold'
 ) -> Split:
-    "Read a split; raises DatasetError for an unknown name, a subject in two parts, or a split that leaves subjects of the data set out."
+    "Read a split; raises DatasetError for an unknown name, a subject in two parts, or a split that its data set doesn't know or that leaves subjects of it out."
     content = _read("splits", name, _SPLIT_KEYS, ("title", "dataset", "source", "folds", "complete"))
     parts = content.get("parts") or (load_split(content["parts_of"]).parts if "parts_of" in content else {})
     parts = {part: tuple(map(str, subjects)) for part, subjects in parts.items()}
@@ -179,9 +185,10 @@ def load_split(
     if missing: raise DatasetError(f"splits/{name}.yaml: the folds test {missing}, but the parts are {list(parts)}.")
     split = Split(name, content["dataset"], tuple(parts[p] for p in content["folds"]), content["source"], content.get("notes", ""), content["title"],
                   parts, tuple(content["folds"]), content["complete"], content.get("from_tree", ""))
-    expected = load_dataset_manifest(split.dataset).subjects
-    if split.complete and len(split.subjects) != expected:
-        raise DatasetError(f"splits/{name}.yaml lists {len(split.subjects)} subjects, {split.dataset} has {expected}: someone is missing or should not be there.")
+    m = load_dataset_manifest(split.dataset)
+    if name not in m.splits: raise DatasetError(f"splits/{name}.yaml is a split of {m.name}, which does not know it: add {name} to `splits` in datasets/{m.name}.yaml.")
+    if split.complete and len(split.subjects) != m.subjects:
+        raise DatasetError(f"splits/{name}.yaml lists {len(split.subjects)} subjects, {m.name} has {m.subjects}: someone is missing or should not be there.")
     return split
 
 

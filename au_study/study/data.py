@@ -15,12 +15,15 @@ import hashlib
 import json
 import os
 import re
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..datasets.cards import dataset_names, load_dataset_manifest, load_split, split_names
 from ..faces.faceset import crop_digests, fingerprint_of
 from ..files import Damaged, sound
 from .config import Known, known_sets, open_known, tree_names
@@ -88,7 +91,6 @@ def graded_aus(
     dataset: str,  # name of the data set
 ) -> tuple[int, ...]:
     "The AUs of which a data set codes intensities; raises `ManifestError` where there are none."
-    from au_study.datasets.cards import load_dataset_manifest
     card = load_dataset_manifest(dataset)
     if not card.intensity_aus: raise ManifestError(f"labels: intensity; {card.title} codes no intensities")
     return card.intensity_aus
@@ -123,31 +125,42 @@ def _folder_spec(dataset, source, resolution, labels=''):
 def _saved_spec(dataset, folder, resolution, labels):
     from au_study.faces.faceset import FaceSet
     faces = FaceSet.load(folder)
-    if labels: as_intensities(faces)
+    if labels: as_intensities(faces, _note(folder).get('stride', 1))
     return {'source': 'folder', 'dataset': dataset, 'fingerprint': faces.fingerprint, 'resolution': float(resolution), **_said(labels)}
 
 # %% ../../nbs/study/27_data.ipynb #1be972fe
 def as_intensities(
-    faces,  # FaceSet
+    faces,            # FaceSet
+    stride: int = 1,  # how it was prepared, for the remedy
 ):
     "The FaceSet with intensities as its labels; raises `ManifestError` where it holds none."
     from au_study.faces.faceset import FaceSet
     if faces.card.kind == 'intensity': return faces
     aus = tuple(a for a in faces.aus if f'intensity_AU{a}' in faces.frames)
     if not aus:
-        raise ManifestError(f"labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. "
-                            f"Prepare another one with {_by_hand(faces.card.name, faces.size, 'intensity')}, and name its folder: `--data DIR`")
+        known = faces.card.name in tree_names()
+        if known: graded_aus(faces.card.name)   # where nobody codes any, no other copy has them
+        remedy = f"Prepare another one with {_by_hand(faces.card, faces.size, stride, 'intensity')}, and name its folder: `--data DIR`" if known else 'Save one with intensities as its labels'
+        raise ManifestError(f'labels: intensity; the FaceSet of {faces.card.name} holds occurrence only. {remedy}')
     frames = faces.frames[['subject', 'video', 'frame']].assign(**{f'AU{a}': faces.frames[f'intensity_AU{a}'] for a in aus})
     return FaceSet(frames, faces.crops, faces.landmarks, replace(faces.card, aus=aus, kind='intensity', threshold=1))
 
-def _by_hand(dataset, size, kind='', protocol=None):
-    "The command that prepares a data set as `--data DIR` finds it: with labels of a kind, and as a protocol says."
+def _by_hand(card, size, stride=1, labels='', protocol=None):
+    "The command that prepares a data set as `--data DIR` finds it: labels and frames as it has them or a study asks for them, split and crop of a protocol."
+    known, usual = known_sets().get(card.name), load_dataset_manifest(card.name)
+    kind = 'intensity' if usual.intensity_aus and 'intensity' in (labels, card.kind) else usual.kind
+    wanted = usual.intensity_aus if labels else {*card.aus, *(protocol.aus if protocol else ())}
+    words = [card.name, *([] if known and known.kind == 'tree' else ['ROOT']), *(['--kind', kind] if kind != usual.kind else [])]
+    if not {*wanted} <= {*usual.aus_of(kind)}: words += ['--aus', 'coded']
+    if protocol: words += ['--split', protocol.split, '--recipe', protocol.crop]
+    if stride > 1: words += ['--stride', str(stride)]
+    return f"`au-study prepare {' '.join(words)} --size {size} --out DIR/{card.name}{f'_{labels}' if labels and kind != usual.kind else ''}`"
+
+def _or_by_hand(card, size, stride, labels, protocol):
+    "The remedy besides another protocol; none where `au-study prepare` knows no such split, or no such crop."
     from au_study.datasets.prepare import RECIPES
-    known = known_sets().get(dataset)
-    words = [dataset, *([] if known and known.kind == 'tree' else ['ROOT']), *(['--kind', kind] if kind else [])]
-    if protocol and protocol.split in _splits(dataset): words += ['--split', protocol.split]
-    if protocol and protocol.crop in RECIPES: words += ['--recipe', protocol.crop]
-    return f"`au-study prepare {' '.join(words)} --size {size} --out DIR/{dataset}{f'_{kind}' if kind else ''}`"
+    if protocol.split not in _splits(card.name) or protocol.crop not in RECIPES: return ''
+    return f', or prepare the data by hand: {_by_hand(card, size, stride, labels, protocol)}, then `--data DIR`'
 
 def world_intensities(
     spec: dict,                 # from `data_spec`, of the world
@@ -301,10 +314,20 @@ def _place(spec, source):
     return folder
 
 # %% ../../nbs/study/27_data.ipynb #a770f3fa
+@lru_cache(64)
+def _read_preset(path, knobs, changed):
+    from au_study.world.dynamics import load_preset
+    return load_preset(path, **json.loads(knobs))
+
+def _preset(path, knobs):
+    "A preset of the world with its knobs turned, a copy for each caller; read once, and again when the file was changed."
+    seen = path.stat() if path.exists() else None
+    return deepcopy(_read_preset(str(path), json.dumps(knobs, sort_keys=True), seen and (seen.st_mtime_ns, seen.st_size)))
+
 def _world(spec):
     from au_study.world.world import FaceWorld
-    from au_study.world.dynamics import load_preset
-    return FaceWorld(preset=load_preset(spec['dataset'], **spec.get('knobs', {})), seed=spec['seed'])
+    from au_study.world.dynamics import manifests
+    return FaceWorld(preset=_preset(manifests() / f"worlds/{spec['dataset']}.yaml", spec.get('knobs', {})), seed=spec['seed'])
 
 def _sizes(spec):
     "The profile's name where it gives exactly these sizes (the cache is then shared with `au-study world`), else the sizes."
@@ -360,13 +383,13 @@ def resized(
     return FaceSet(faces.frames, crops, landmarks, faces.card)
 
 # %% ../../nbs/study/27_data.ipynb #d5cedc95
-def _splits(dataset=None):
-    "Names of the splits in data_manifests: of one data set, or all."
-    return [p.stem for p in sorted((project_root() / 'data_manifests/splits').glob('*.yaml')) if dataset in (None, read_yaml(p).get('dataset'))]
+def _splits(dataset):
+    "Names of the splits of a data set, its default first; none where it has no manifest."
+    return split_names(dataset) if dataset in dataset_names() else []
 
 def _no_split(split, dataset):
     "The error for a name that is no split of a data set."
-    own, elsewhere = _splits(dataset), split in _splits()
+    own, elsewhere = _splits(dataset), split in split_names() and load_split(split).dataset != dataset
     near = [] if elsewhere else difflib.get_close_matches(split, own, 1)
     return ManifestError(f"protocol: {split!r} is {'a split of another data set, not' if elsewhere else 'no split'} of {dataset}" + (f"; did you mean {near[0]!r}?" if near else '.')
                          + (f" There are {', '.join(own)}" if own else ' Give the folds of its FaceSet a name of their own'))
@@ -377,20 +400,19 @@ def check_folds(
     subjects,            # who is in it
     protocol: Protocol,  # names the split
     size: int = 256,     # side of its crops, for the remedy
+    stride: int = 1,     # every n-th frame is in it, for the remedy
+    labels: str = '',    # as in `data_spec`, for the remedy
 ):
     "Raise `ManifestError` unless the folds are those of the split that the protocol names."
-    from au_study.datasets.cards import load_dataset_manifest, load_split
     there, own, said = set(subjects), _splits(card.name), protocol.split
-    if said not in own and said in _splits() and (own or not card.synthetic): raise _no_split(said, card.name)
+    if said not in own and said in split_names() and (own or not card.synthetic): raise _no_split(said, card.name)
     def present(folds): return [who for fold in folds if (who := there & set(fold))]
     found, folds = present(card.folds), load_split(said).folds if said in own else ()
     alike = [n for n in own if found and present(load_split(n).folds) == found]
     if said in own and (said in alike or not folds or card.synthetic and not present(folds)) or said not in own and not alike: return
-    kind = card.kind if card.kind != load_dataset_manifest(card.name).kind else ''
     raise ManifestError(f"{card.name}: the protocol names the split {said}{'' if said in own else ', which nobody knows'}; the folds of the data are "
                         + (f"those of {' and '.join(alike)}. Name {alike[0]} in the protocol of the study" if alike
-                           else "of no known split. Give them a name of their own in the protocol of the study")
-                        + (f", or prepare the data by hand: {_by_hand(card.name, size, kind, protocol)}, then `--data DIR`" if said in own else ''))
+                           else "of no known split. Give them a name of their own in the protocol of the study") + _or_by_hand(card, size, stride, labels, protocol))
 
 # %% ../../nbs/study/27_data.ipynb #c6d7559c
 def check_protocol(
@@ -408,19 +430,25 @@ def check_protocol(
         return
     if spec['fingerprint'] == UNPREPARED:
         card, cut = _tree(spec).card(), 'five-point'
-        people, size = {s for f in card.folds for s in f}, spec['size']
-    else: card, people, size, cut = _written(_place(spec, source))
-    check_folds(card, people, protocol, size)
+        people, size, stride = {s for f in card.folds for s in f}, spec['size'], spec['stride']
+    else: card, people, size, stride, cut = _written(_place(spec, source))
+    labels = spec.get('labels', '')
+    check_folds(card, people, protocol, size, stride, labels)
     if cut and cut != protocol.crop:
-        raise ManifestError(f"{card.name}: the protocol says {protocol.crop} crop, the faces are cut by {cut}; say `crop: {cut}` in the protocol of the study, "
-                            f"or prepare the data by hand: {_by_hand(card.name, size, protocol=protocol)}, then `--data DIR`")
+        raise ManifestError(f"{card.name}: the protocol says {protocol.crop} crop, the faces are cut by {cut}; say `crop: {cut}` in the protocol of the study"
+                            + _or_by_hand(card, size, stride, labels, protocol))
 
 def _written(folder):
-    "What the files of a FaceSet say without its pixels: card, people, side of a crop, recipe (empty: nobody wrote it down)."
+    "What the files of a FaceSet say without its pixels: card, people, side of a crop, every n-th frame, recipe (empty: nobody wrote it down)."
     from au_study.faces.faceset import DatasetCard
-    card, note = DatasetCard.from_json((folder / 'card.json').read_text(encoding='utf-8')), folder / 'prepare.json'
-    cut = json.loads(note.read_text(encoding='utf-8'))['settings']['recipe'].partition('/')[0] if note.exists() else ''
-    return card, set(pd.read_parquet(folder / 'frames.parquet', columns=['subject'])['subject']), json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))['size'], cut
+    card, note = DatasetCard.from_json((folder / 'card.json').read_text(encoding='utf-8')), _note(folder)
+    people, size = set(pd.read_parquet(folder / 'frames.parquet', columns=['subject'])['subject']), json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))['size']
+    return card, people, size, note.get('stride', 1), note.get('recipe', '').partition('/')[0]
+
+def _note(folder):
+    "The settings that `au-study prepare` left beside a FaceSet; nothing beside one that was made otherwise."
+    path = folder / 'prepare.json'
+    return json.loads(path.read_text(encoding='utf-8'))['settings'] if path.exists() else {}
 
 # %% ../../nbs/study/27_data.ipynb #8acc6e42
 def under_protocol(
