@@ -12,7 +12,7 @@ import pytest
 
 from au_study.world import Coder, FaceWorld, PresetError, code_labels, load_preset, preset_report, simulate_labels
 from au_study.world.dynamics import WORLD_AUS, criteria
-from au_study.world.world import world_sizes
+from au_study.world.world import cache_root, world_sizes
 
 TINY = dict(subjects=3, videos=2, frames=5, stride=60, crop=48)
 
@@ -40,10 +40,12 @@ def test_nothing_trained_on_another_world_is_taken(tmp_path, monkeypatch):
     made, places = [], set()
     monkeypatch.setattr(parsing, "train_parser", lambda *said: made.append(said) or parsing.FaceParser())
     for world in ("one", "two", "one"):
-        for module in ("static_dynamic.parsing", "world.world"): monkeypatch.setattr(f"au_study.{module}.source_hash", lambda world=world: world)
+        monkeypatch.setattr("au_study.world.world.source_hash", lambda world=world: world)
         parsing.world_parser(cache_dir=tmp_path)
         places.add(WorldDetector(tmp_path).path)
     assert len(made) == len(places) == 2
+    monkeypatch.delenv("AU_STUDY_CACHE", raising=False); monkeypatch.chdir(tmp_path)
+    assert WorldDetector().path.parents[1] == cache_root()   # where everything else is kept, wherever one stands
 
 
 def test_another_seed_is_another_world(tiny, tmp_path):

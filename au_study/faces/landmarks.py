@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHIP', 'BOX', 'LandmarkError', 'Detection', 'GivenLandmarks', 'frontal_boxes', 'DlibDetector', 'normalised_error',
-           'train_predictor', 'WorldDetector']
+           'train_predictor', 'trained_place', 'WorldDetector']
 
 # %% ../../nbs/faces/30_landmarks.ipynb #030ad23c
 import hashlib
@@ -24,7 +24,7 @@ from .alignment import invert, transform_points, warp_images
 from ..files import file_sha256
 
 # %% ../../nbs/faces/30_landmarks.ipynb #9fb19f0b
-__all__ = ["Detection", "LandmarkError", "GivenLandmarks", "DlibDetector", "WorldDetector", "frontal_boxes", "normalised_error", "train_predictor"]
+__all__ = ["Detection", "LandmarkError", "GivenLandmarks", "DlibDetector", "WorldDetector", "frontal_boxes", "normalised_error", "train_predictor", "trained_place"]
 
 # %% ../../nbs/faces/30_landmarks.ipynb #6b690e1b
 class LandmarkError(RuntimeError):
@@ -227,11 +227,23 @@ def train_predictor(
     return dlib.train_shape_predictor(images, marks, options)
 
 # %% ../../nbs/faces/30_landmarks.ipynb #92062948
+def trained_place(
+    kind: str,  # folder of the cache, such as 'landmarks'
+    suffix: str,  # of the file
+    *settings,  # plain values that decide what is learnt
+    cache_dir=None,  # None: AU_STUDY_CACHE, else `cache` in the checkout
+) -> Path:
+    "Where something lies that was trained on the face world; other settings, or another face world, have another place."
+    from au_study.world.world import cache_root, source_hash  # the world needs this chapter
+    name = hashlib.sha256(json.dumps([*settings, source_hash()], sort_keys=True).encode()).hexdigest()[:10]
+    return cache_root(cache_dir) / kind / f"world-{name}{suffix}"
+
+# %% ../../nbs/faces/30_landmarks.ipynb #ba3c44b4
 class WorldDetector:
     "dlib's frontal boxes, and landmarks by a predictor trained on the face world (once, cached, checked by hash)."
 
     def __init__(self,
-        cache_dir=None,  # where the trained file is kept; None: $AU_STUDY_CACHE or ./cache
+        cache_dir=None,  # where the trained file is kept; None: AU_STUDY_CACHE, else `cache` in the checkout
         faces: int = 1000,  # rendered training faces
         trees: int = 150,  # trees a cascade
         cascades: int = 10,  # rounds of refinement
@@ -243,18 +255,15 @@ class WorldDetector:
         look: int | None = 480,  # longer side of the image in the first look, pixels; None (many small faces): full image only
         threshold: float = 0.0,  # lowest score of the detector
     ):
-        self.cache_dir = Path(cache_dir or os.environ.get("AU_STUDY_CACHE") or "cache")
+        self.cache_dir = cache_dir
         self.settings = dict(faces=faces, trees=trees, cascades=cascades, oversampling=oversampling, strength=strength,
                              size=size, test_faces=test_faces, seed=seed, format=1)
         self.look, self.threshold, self.predictor_, self.report_ = look, threshold, None, None
 
     @property
     def path(self) -> Path:
-        "Where the trained predictor lies; other settings, or another face world, have another place."
-        from au_study.world.world import source_hash
-
-        name = hashlib.sha256(json.dumps([self.settings, source_hash()], sort_keys=True).encode()).hexdigest()[:10]
-        return self.cache_dir / "landmarks" / f"world-{name}.dat"
+        "Where the trained predictor lies."
+        return trained_place("landmarks", ".dat", self.settings, cache_dir=self.cache_dir)
 
     def detect(self,
         image: np.ndarray,  # uint8 [H, W, 3] RGB

@@ -6,8 +6,6 @@
 __all__ = ['FaceParser', 'parsing_faces', 'overlap', 'train_parser', 'world_parser']
 
 # %% ../../nbs/static_dynamic/15_parsing.ipynb #c0be2e4b
-import hashlib
-import json
 from functools import lru_cache
 
 import numpy as np
@@ -19,12 +17,13 @@ from torch import Tensor
 
 # %% ../../nbs/static_dynamic/15_parsing.ipynb #f9d8cabe
 from ..faces.alignment import FivePointCrop, crop_faces
+from ..faces.landmarks import trained_place
 from ..files import whole_file
 from ..training.batches import seeded
 from ..world.identity import WORLD_AUS, identities
 from ..world.renderer import Scene, render_faces
 from ..world.skin import REGIONS
-from ..world.world import cache_root, close_up, source_hash
+from ..world.world import close_up
 
 # %% ../../nbs/static_dynamic/15_parsing.ipynb #d51bb622
 __all__ = ['FaceParser', 'parsing_faces', 'train_parser', 'world_parser', 'overlap']
@@ -120,8 +119,7 @@ def world_parser(
     cache_dir=None,     # None: AU_STUDY_CACHE, else `cache` in the checkout
 ) -> FaceParser:
     "The parser of the face world: trained at the first call (about a minute), from the cache afterwards."
-    name = hashlib.sha256(json.dumps([faces, epochs, seed, source_hash()]).encode()).hexdigest()[:10]
-    path = cache_root(cache_dir) / 'parsing' / f'world-{name}.safetensors'
+    path = trained_place('parsing', '.safetensors', faces, epochs, seed, cache_dir=cache_dir)
     if not path.exists():
         with whole_file(path) as aside: save_file(train_parser(faces, epochs, seed).state_dict(), aside)
     net = FaceParser()
