@@ -80,6 +80,34 @@ def test_a_batch_makes_its_row_and_a_claim_judges_it(place):
     assert said.returncode == 0 and "Half a base rate never says yes." in said.stdout and "1 claims, 1 lines" in said.stdout and "not run" not in said.stdout, said.stdout + said.stderr
 
 
+PARTS = """
+from half_of_a_test import Half
+from au_study.training import PriorEstimator, Trainer
+from au_study.training.batches import blob_faces
+
+class Patient(Trainer): "A part of one's own in a method of the kit."
+
+if __name__ == "__main__":
+    import json, patient
+    from pathlib import Path
+    for name, model in (("half", Half()), ("prior", PriorEstimator(patient.Patient()))):
+        model.fit(blob_faces()).save(Path("trained") / name / "weights")
+        Path("trained", name, "run.json").write_text(json.dumps({"id": name, "estimator": "half_of_a_test:Half" if name == "half" else "prior"}))
+"""
+OPEN = "import sys; from au_study.study.detect import open_run; print(*[type(p).__name__ for f in sys.argv[1:] for m in [open_run(f).model] for p in (m, m.trainer_in_use())])"
+
+
+def test_a_trained_model_of_ones_own_is_opened_by_another_process(place):
+    def python(*words, **more): return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=place, env={**os.environ, "PYTHONSAFEPATH": "1", **more})
+    (place / "patient.py").write_text(PARTS)
+    made = python("patient.py", PYTHONPATH=os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
+    assert made.returncode == 0, made.stderr
+    opened = python("-c", OPEN, "trained/half", "trained/prior", "trained/half/weights", **{FOLDERS: str(place)})
+    assert opened.stdout.split() == ["Half", "Trainer", "PriorEstimator", "Patient", "Half", "Trainer"], opened.stderr
+    alone = python("-c", OPEN, "trained/prior")
+    assert alone.returncode and "OwnCodeError" in alone.stderr and "there is no module 'patient'" in alone.stderr
+
+
 def test_an_edited_method_is_another_run(place):
     first = plan_of(place)
     figures = set(plan_of(place, "figure.yaml").studies)

@@ -27,7 +27,7 @@ from ..datasets.quality import FaceChoice, Plausibility, misfit
 from ..faces.alignment import crop_faces
 from ..faces.faceset import FaceSet
 from ..files import whole_file
-from .runs import RunStore
+from .runs import RunStore, saved_model
 from ..training.estimator import AUEstimator
 
 # %% ../../nbs/study/64_detect.ipynb #39fe08d9
@@ -73,12 +73,12 @@ def open_run(
 ) -> TrainedRun:
     "Load a trained run; raises ValueError, FileNotFoundError or ModelFileError where it can't be."
     folder = _folder_of(run, results)
-    if (folder / 'estimator.json').exists(): return TrainedRun(folder.name, AUEstimator.load(folder))
+    if (folder / 'estimator.json').exists(): return TrainedRun(folder.name, saved_model(folder))
     if not (folder / 'run.json').exists(): raise FileNotFoundError(f'{folder} holds no run (run.json is missing) and no saved estimator (estimator.json is missing)')
     content = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
     weights = folder / 'weights'
     if content.get('parent'): weights = folder.parent / content['parent'] / 'weights'
-    model = AUEstimator.load(weights)
+    model = saved_model(weights)
     if content.get('parent'): model.set_params(**{k: content['params'][k] for k in type(model).predict_only})
     metrics = folder / 'metrics.json'
     f1 = json.loads(metrics.read_text(encoding='utf-8')).get('average', {}).get('f1') if metrics.exists() else None
