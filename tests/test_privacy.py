@@ -1,14 +1,20 @@
 "Licensed faces: refused, marked and traced in a real kernel, kept out of commits; and tools/lint_notebooks.py knows the same marks as the package."
+import inspect
 import json
 import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
+from matplotlib.axes import Axes
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +80,49 @@ DRAWINGS = {
 def cells(complaints):
     "Numbers of the cells that are complained of."
     return sorted({int(complaint.split()[1]) for complaint in complaints})
+
+
+def drawing(faces):
+    "Every analysis that draws crops, on a FaceSet: name -> call."
+    from au_study.au_rcnn.figures import detection_figure
+    from au_study.aunet.analyses import landmark_table
+    from au_study.aunet.fan import FAN
+    from au_study.aunet.figures import branch_figure, feature_map_figure
+    from au_study.aunet.landmarks import FANLandmarks
+    from au_study.aunet.network import AUHead, AUNetwork, FrozenTrunk
+    from au_study.aunet.temporal_difference import TemporalDifference
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fan = FAN(2, width=.0625, depth=2, maps="softmax").eval()
+        nets = {"AU-FAN": AUNetwork(FrozenTrunk(fan), AUHead(48, 2, 16)), "AU-TDN": AUNetwork(FrozenTrunk(fan), AUHead(16, 2, 16, 3, reduce=False), TemporalDifference(48, 16))}
+    scores = faces.frames[["subject", "video", "frame"]].assign(**dict.fromkeys(faces.columns, .6))
+
+    def model(row, k=0): return SimpleNamespace(module_=nets[row], base_side=None, offsets=(-1, 0, 1), base=FANLandmarks())
+    context = SimpleNamespace(runs={"AU-FAN": ["r"]}, faces=faces, tested=lambda row: faces, model=model, n_boot=20, ids=lambda row: ["r"],
+                              store=SimpleNamespace(scores=lambda run: scores), scores=lambda row: SimpleNamespace(protocol=SimpleNamespace(score_threshold=.5)))
+    return {f.__name__: lambda f=f: f(context) for f in (detection_figure, feature_map_figure, branch_figure, landmark_table)}
+
+
+def test_no_analysis_draws_licensed_crops_and_all_keep_their_numbers(monkeypatch):
+    drawn, made, imshow = [], blob_faces(size=32), Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, image, *a, **k: drawn.append(np.ndim(image)) or imshow(self, image, *a, **k))
+    closed = FaceSet(made.frames, made.crops, made.landmarks, replace(made.card, **LICENSED))
+    for name, call in drawing(made).items():
+        drawn.clear()
+        table, _, _ = call()
+        assert 3 in drawn, f"{name} draws no face of the world, so this test says nothing of it"
+        drawn.clear()
+        same, _, _ = drawing(closed)[name]()
+        assert 3 not in drawn, f"{name} draws licensed faces"
+        assert same.equals(table)
+        plt.close("all")
+
+
+def test_pictures_of_analyses_are_known():
+    modules = {e.load().__module__ for e in entry_points(group="au_study.analyses")}
+    draw = {f.__qualname__ for m in modules for f in vars(sys.modules[m]).values() if inspect.isfunction(f) and f.__module__ == m and "imshow(" in inspect.getsource(f)}
+    of_the_world, of_numbers = {"roi_figure", "mask_figure", "box_figure"}, {"_matrix_picture"}
+    assert draw - of_the_world - of_numbers == {"detection_figure", "_map_picture", "_branch_picture", "_landmark_picture"}, "let `drawing` above call what draws faces"
 
 
 def test_a_kernel_marks_every_picture_of_licensed_faces(licensed, tmp_path):
