@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -16,6 +17,7 @@ from au_study.faces.faceset import FaceSet
 from au_study.training import CheckpointError, Trainer, masked_bce
 from au_study.training.batches import blob_faces
 from au_study.training.ddp import in_processes
+from au_study.training.loop import resolve_device
 
 # Written to a file, as a user's module would be: the processes import it, or get it by value where they can't.
 NET = '''
@@ -114,6 +116,15 @@ def test_what_cannot_work_is_said_before_anything_starts(net, faces, monkeypatch
         with pytest.raises(ValueError, match="devices=2, but torch sees 0 CUDA devices"): net(trainer(2, device="cuda")).fit(faces)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="devices=2, but 3 processes were started"): net(trainer(2)).fit(faces)
+
+
+def test_what_two_gpus_trained_predicts_on_one(faces, monkeypatch):
+    class Asked(nn.Module):
+        def to(self, device): raise LookupError(f"it goes to {device}")
+    for name, value in (("is_available", True), ("device_count", 1)): monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr("au_study.training.loop.seeded", lambda *_, device: nullcontext())      # no generator of a GPU that isn't there
+    with pytest.raises(ValueError, match="devices=2, but torch sees 1 CUDA devices"): resolve_device("auto", 2)
+    with pytest.raises(LookupError, match="it goes to cuda:0"): trainer(2, device="auto").predict(Asked(), faces, None)
 
 
 def test_a_process_that_is_killed_ends_the_others_with_an_account(tmp_path):

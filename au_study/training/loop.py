@@ -586,7 +586,7 @@ def _predict(
 ) -> np.ndarray:   # float32 [N, K], rows in the order of `faces`
     "Score all frames; raises FloatingPointError for a score that is not finite."
     if not len(faces): raise ValueError("There is no frame to predict.")
-    device, dtype = resolve_device(self.device, self.devices), _PRECISION[self.precision][1]
+    device, dtype = resolve_device(self.device, self.devices if joined() > 1 else 1), _PRECISION[self.precision][1]   # one process needs one device, however many trained
     autocast = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
     with _threads(self.threads), seeded(self.seed, "predict", device=device):
         module.to(device)
