@@ -64,7 +64,11 @@ def roi_figure(
         rows += [(f'RoI {n}', 'corners', len(ROIS[n])), (f'RoI {n}', 'area, % of the face', 100 * area / _hull_area(points)), (f'RoI {n}', 'groups', ', '.join(map(str, used)) or 'none')]
     left.set_title('landmarks', fontsize=9); right.set_title('RoIs', fontsize=9)
     note = 'RoIs without a group are defined by the released code and used by nothing. Area is relative to the convex hull of the landmarks.'
-    return pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure, note
+    return _of_the_world(rows), figure, note
+
+def _of_the_world(rows):
+    "The table of a face of the world, whatever data a study is made with."
+    return pd.DataFrame(rows, columns=['row', 'item', 'measured']).assign(kind='world')
 
 def _hull_area(points):
     from scipy.spatial import ConvexHull
@@ -85,7 +89,7 @@ def mask_figure(
         axis.set_title(f'group {number}: AU {", ".join(map(str, group.aus))}', fontsize=7)
         fetched = sorted(a for g in group.fetch for a in GROUPS[g].aus)
         rows += [(f'g{number}', 'RoIs', len(group.rois)), (f'g{number}', 'AUs', ', '.join(map(str, group.aus))), (f'g{number}', 'fetched AUs', ', '.join(map(str, fetched)) or 'none')]
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure)
+    return _of_the_world(rows), figure
 
 def box_figure(
     context=None,        # not needed: the face is a fixed one of the world
@@ -101,7 +105,7 @@ def box_figure(
         axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color='yellow', lw=1.6)
         axis.set_title(f'{group.name}: AU {", ".join(map(str, group.own))}', fontsize=7)
         rows += [(group.name, name, v) for name, v in zip(('ymin', 'xmin', 'ymax', 'xmax'), (y0, x0, y1, x1))] + [(group.name, 'area', (y1 - y0 + 1) * (x1 - x0 + 1))]
-    return (pd.DataFrame(rows, columns=['row', 'item', 'measured']), figure,
+    return (_of_the_world(rows), figure,
             f'Pixels of a picture of {len(image)} x {len(image)}, of which the face is a part. Boxes of crops are in au_rcnn_table9 and au_rcnn_table12.')
 
 # %% ../../nbs/au_rcnn/80_figures.ipynb #355502c7

@@ -62,12 +62,11 @@ def _same_sides(maps):
 
 def feature_map_figure(
     context,           # rows with runs of networks that see one frame
-    frames: int = 90,  # of the first fold's test subjects
-    fold: int = 0,
+    frames: int = 90,  # of the people that the first run was tested on
     shown: int = 3,    # of them in the picture
 ) -> tuple:            # table, figure, note
     "Activity of features at three resolutions (AUNet Fig. 6), and how much of it lies near landmarks."
-    test = context.faces.fold(fold)[1]
+    test = context.tested(next(iter(context.runs)))
     rows = _spread(test, frames)
     subjects, marks, table = test.frames['subject'].iloc[rows], torch.from_numpy(np.asarray(test.landmarks)[rows]), []
     maps = {name: _level_maps(context.model(name, 0), test, rows) for name in context.runs}
@@ -168,12 +167,11 @@ def _moving(faces, interval):
 def branch_figure(
     context,             # one row with runs of AU-TDN
     row: str = 'AU-TDN',
-    frames: int = 90,    # with motion, of the first fold's test subjects
-    fold: int = 0,
+    frames: int = 90,    # with motion, of the people that the first run was tested on
     shown=('AU2', 'AU4', 'AU12', 'AU17'),  # AUs in the picture
 ) -> tuple:              # table, figure, note
     "Static and dynamic maps of AU-TDN (AUNet Fig. 9), and how each follows the change of the picture."
-    model, test = context.model(row, 0), context.faces.fold(fold)[1]
+    model, test = context.model(row, 0), context.tested(row)
     by, moving = _moving(test, max(model.offsets))
     if not len(moving):
         none = pd.DataFrame([(row, 'frames with a change', 0.)], columns=['row', 'item', 'measured'])

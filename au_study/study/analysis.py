@@ -19,7 +19,7 @@ from .data import check_fingerprint, data_id, data_spec, full_labels, open_data,
 from .manifests import ManifestError, Profile, Study, load_profile
 from .own_code import named
 from .protocol import protocol_of
-from .runs import RunStore, estimator_class
+from .runs import RunStore, saved_model
 from .tables import RowScores, caveat, markdown, paper_name, published_rows, row_scores
 
 # %% ../../nbs/study/44_analysis.ipynb #bcf6293f
@@ -89,21 +89,24 @@ class Context:
         if not self.runs.get(row): raise ManifestError(f"{self.study.name}: row {row!r} has no runs; there are {', '.join(self.runs) or 'none'}")
         return self.runs[row]
 
+    def tested(self, row: str, k: int = 0):
+        "The faces that a row's run number `k` was tested on."
+        said = self.store.read(self.ids(row)[k], 'run')
+        return under_protocol(self.opened(said['data']), protocol_of(said['protocol'])).fold(said['fold'])[1]
+
     def seconds(self, row: str, stage: str = 'fit') -> float:
         "Mean seconds that a run of the row took in a stage, with the runs whose weights it uses."
         def own(run):
             if run is None: return 0
             said = self.store.read(run, 'run')
-            return self.store.read(run, 'timing')['seconds'].get(stage, 0) + own(said['parent']) + own(said['base'])
+            return self.store.read(run, 'timing')['seconds'].get(stage, 0) + own(said['parent'] or said['base'])     # the parent counts the base, which both name
         return sum(map(own, self.ids(row))) / len(self.ids(row))
 
     def model(self, row: str, k: int = 0):
         "The fitted estimator of a row's run number `k`; a run that only predicts has the weights of its parent and parameters of its own."
-        from au_study.training import AUEstimator
         run = self.ids(row)[k]
         said = self.store.read(run, 'run')
-        estimator_class(said['estimator'])     # a class of one's own must be imported before a model of it is read
-        model = AUEstimator.load(self.store.path(said['parent'] or run) / 'weights')
+        model = saved_model(self.store.path(said['parent'] or run) / 'weights')
         return model.set_params(**{name: said['params'][name] for name in model.predict_only if name in said['params']})
 
 # %% ../../nbs/study/44_analysis.ipynb #8cb83106
@@ -136,8 +139,13 @@ def run_analysis(
     table, figure, note = _parts(function(context, **context.study.options))
     if 'published' not in table:
         table = table.merge(context.published.rename(columns={'value': 'published'}).astype({'row': table['row'].dtype, 'item': table['item'].dtype}), on=['row', 'item'], how='left')
-    if 'kind' not in table: table = table.assign(kind='world' if context.spec.get('source') == 'world' or context.faces.card.synthetic else 'real')
+    if 'kind' not in table: table = table.assign(kind=_kind(context))
     return Analysis(table.reindex(columns=ANALYSIS_COLUMNS), figure, note)
+
+def _kind(context):
+    "What its numbers are of: 'world' or 'real' faces; 'none' where it neither has runs nor opened any data."
+    if not context.runs and not context.known: return 'none'
+    return 'world' if context.spec.get('source') == 'world' or context.faces.card.synthetic else 'real'
 
 def _parts(found):
     "Table, figure and note of what an analysis returned."

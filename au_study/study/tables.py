@@ -307,7 +307,8 @@ def caveat(
     "What the numbers are not, in a sentence or two."
     kinds = set(table['kind'])
     what = ('Measured numbers come from the synthetic face world, published ones from photographs: they may agree in order, not in value.' if 'world' in kinds else
-            'Published numbers come from the papers\' own protocols; splits, crops and epoch selection may differ.' if 'real' in kinds else 'Nothing was measured.')
+            'Published numbers come from the papers\' own protocols; splits, crops and epoch selection may differ.' if 'real' in kinds else
+            'No number here comes from faces.' if 'none' in kinds else 'Nothing was measured.')
     return ' '.join(part for part in (what, extent(table), study.note) if part).strip()
 
 # %% ../../nbs/study/40_tables.ipynb #7bb9514e
