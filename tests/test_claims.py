@@ -360,8 +360,37 @@ def test_claims_beside_a_study_are_judged_with_its_batch(tmp_path):
     (tmp_path / "mine.yaml").write_text("like: au_rcnn_table5\nrows:\n  CNN_res:\n  Rate: {estimator: prior}\n")
     (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here, says: Rates do., study: mine.yaml, row: Rate, minus: CNN_res, direction: higher}}\n")
     plan = make_plan([tmp_path / "mine.yaml"], "quick", results=tmp_path / "r")
-    assert end_with_claims(plan, tmp_path / "r") == "Claims tested by these studies: 1 not run. `au-study claims` shows them."
+    assert end_with_claims(plan, tmp_path / "r") == f"Claims tested by these studies: 1 not run. `au-study claims {tmp_path / 'claims.yaml'}` shows them."
     lines = pd.read_csv(claims_file(plan, tmp_path / "r"))
     assert list(lines[lines["paper"] == "mine"]["says"]) == ["Rates do."] and set(lines["paper"]) > {"mine", "au_rcnn"}
     (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here}}\n")
     assert "No claims were judged: claims.yaml, claim rate: says missing" in end_with_claims(plan, tmp_path / "r")
+
+
+def test_claims_of_ones_own_leave_those_of_the_papers_as_they_are(tmp_path):
+    plan, store = made_store(tmp_path, {BETTER: 0.25, BASE: 0.28})
+    papers = ledger(tmp_path, gain=compare(BETTER, "higher"))
+    own = [C.replace(papers[0], name=f"own{k}", paper="mine") for k in range(30)]
+    alone, both = C.judge(plan, store, papers, []), C.judge(plan, store, papers, own)
+    assert len(both) == 31 and both.iloc[:1].equals(alone)
+    assert (both["p_holm"].iloc[1:] > 5 * alone["p_holm"].iloc[0]).all()      # one's own answer for all that was asked
+
+
+def test_a_look_at_one_network_is_not_sent_for_more_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(C, "judged", lambda test, evidence: {"effect": 1.0, "low": 0.5, "high": 1.5, "p": 1e-9, "inside": True, "sure": False, "seeds": 1, "folds": 3, "subjects": 9})
+    table = C.claims_table(Plan("quick-world", "quick", "world"), RunStore(tmp_path))
+    tested = {f"{c.paper}/{c.name}" + f"@{t.label}" * bool(t.label): t for c in C.load_claims() for t in c.tests}
+    looks = table["id"].map(lambda i: bool(i in tested and tested[i].cell and tested[i].runs == "first"))
+    rest = table["id"].isin(tested) & ~looks
+    assert looks.any() and set(table.loc[looks, "fill"]) == {""} and set(table.loc[looks, "verdict"]) == {"agrees (one seed)"}
+    assert table.loc[rest, "fill"].str.endswith(" --seeds 3").all()
+    sent = " ".join(C._calls(table, Plan("quick-world", "quick", "world"))).split()
+    assert not set(table.loc[looks, "study"]) - set(table.loc[rest, "study"]) & set(sent)
+
+
+def test_the_ledger_on_real_data_says_nothing_of_what_it_leaves_out(tmp_path, capsys):
+    from au_study.training.batches import blob_faces
+    faces = blob_faces(6, 4)
+    C.replace(faces, card=C.replace(faces.card, name="bp4d")).save(tmp_path / "data/bp4d")
+    C.ledger_plan("smoke", str(tmp_path / "data"), tmp_path / "r", C.load_claims(["au_rcnn"]))
+    assert capsys.readouterr().out == ""

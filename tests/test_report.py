@@ -1,4 +1,5 @@
 "The report on a small made results folder: every number leads somewhere, everybody can read it, nothing comes from outside, and the same results give the same bytes."
+import argparse
 import json
 import re
 import shutil
@@ -289,3 +290,15 @@ def test_batches_of_another_version_do_not_stop_this_one(results, plan):
     (results / "plans/old.json").write_text(json.dumps({**content, "name": "old"}))
     page = written(results, plan)[results / "index.html"]
     assert "can't be read: 'place'" in page.find(id="batches").get_text() and "3 of 4 runs" in page.get_text()
+
+
+def test_a_later_call_hides_no_table(results, plan, capsys):
+    from au_study.study import status
+    later = Plan(**{**vars(plan), "runs": {r: plan.runs[r] for r in ("r0", "r1", "parent")}, "studies": {"s-scores": plan.studies["s-scores"]}})
+    write_plan(later, results)
+    page = written(results, later)[results / "report/smoke-world/au_rcnn.html"]
+    assert page.find(id="toy_table5") and page.find(id="toy_figure") and not page.find(id="toy_waits")      # there is no such table
+    status.run(argparse.Namespace(results=str(results), verbose=False))
+    assert "2 of 2 tables" in capsys.readouterr().out
+    (results / "plans/alien.json").write_text("[]")
+    assert status.run(argparse.Namespace(results=str(results), verbose=False)) == 0

@@ -329,6 +329,52 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
     assert tables(place, "broken") == tables(place, "whole")
 
 
+def test_data_that_cannot_be_made_do_not_stop_the_rest(place):
+    torn = place / "data/torn"
+    blob_faces(6, 20, seed=2).save(torn)
+    crops = bytearray((torn / "crops.npy").read_bytes())
+    crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
+    (torn / "crops.npy").write_bytes(crops)
+    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 1.2", "seconds: 0.0"))
+    (place / "torn.yaml").write_text((place / "tiny.yaml").read_text().replace("dataset: blobs", "dataset: torn"))
+    words = call(place, "results")
+    words.insert(words.index("--profile"), str(place / "torn.yaml"))
+    done = subprocess.run(words, env=environment(place), cwd=place, capture_output=True, text=True)
+    assert done.returncode == 1 and "torn" in done.stderr, done.stdout + done.stderr
+    assert set(tables(place, "results")) == {"tiny.csv", "tiny.md", "tiny.tex"} and not (place / "results/tables/small-data/torn.csv").exists()
+
+
+def test_a_report_that_fails_stops_no_training(monkeypatch, capsys):
+    from au_study.study import batch
+    def broken(*_, **__): raise TypeError("a study that was saved half-edited")
+    monkeypatch.setattr(batch, "write_report", broken)
+    batch._pages(None)
+    assert "The report could not be written: TypeError: a study that was saved half-edited" in capsys.readouterr().out
+
+
+def test_signals_end_a_call_but_for_those_it_was_told_to_ignore():
+    from au_study.study import batch
+    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)      # as nohup leaves it
+        with pytest.raises(batch.Stopped, match="SIGTERM"):
+            with batch._stoppable():
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        assert signal.getsignal(signal.SIGTERM) == before[1] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGTERM), before): signal.signal(number, handler)
+
+
+def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
+    from au_study.study.batch import reproduce as make
+    (place / "turned.yaml").write_text(STUDY.replace("dataset: blobs", "dataset: blobs\ndata: {knobs: {duration_factor: 2}}"))
+    with pytest.raises(ManifestError, match="nothing is left to make of .*turned.yaml; the reason is above"):
+        make([place / "turned.yaml"], place / "small.yaml", str(place / "data"), place / "results", 2)
+    assert "turned is left out: duration_factor" in capsys.readouterr().out and not (place / "results/plans").exists()
+
+
 def test_a_failing_run_does_not_stop_the_others(place):
     (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 1.2", "seconds: 0.0"))
     (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")

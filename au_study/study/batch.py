@@ -8,6 +8,7 @@ __all__ = ['announce', 'sync_marks', 'drop_old_records', 'forget_runs', 'drop_ol
            'print_tables', 'reproduce', 'drop_damaged']
 
 # %% ../../nbs/study/55_batch.ipynb #fcf6c8f6
+import contextlib
 import json
 import os
 import signal
@@ -24,10 +25,10 @@ from ..files import Busy, claim, damaged, remove_whole
 from .analysis import analysis_text
 from .costs import cost_table, estimate, in_words, remaining_seconds
 from .data import cache_root, record_holds
-from .launch import check_parameters, die_with_parent, driver_tag, places, run_seals, stop_tree
-from .manifests import ManifestError, load_study, project_root, results_root
-from .plan import Plan, make_plan, make_ready, write_plan
-from .report import collect_tables, end_with_claims, read_failure, states, write_report
+from .launch import check_parameters, die_with_parent, driver_tag, places, stop_tree
+from .manifests import ManifestError, project_root, results_root
+from .plan import Plan, make_plan, make_ready, table_holds, write_plan
+from .report import collect_tables, end_with_claims, read_failure, states, study_of, write_report
 from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
 from .warm import warm_server
@@ -91,14 +92,9 @@ def drop_old_tables(
     store: RunStore,  # what is there
 ) -> list[str]:
     "Remove tables that were made from other versions of their runs (another batch made those anew); returns their names."
-    gone = []
-    for study, entry in plan.studies.items():
-        final = places('studies', study, store.root)['final']
-        if not (final / 'runs.json').is_file(): continue
-        if json.loads((final / 'runs.json').read_text(encoding='utf-8')) == run_seals(entry['rows'], store.root): continue
-        remove_whole(final)
-        gone.append(entry['study'])
-    return gone
+    gone = [s for s, e in plan.studies.items() if places('studies', s, store.root)['final'].is_dir() and not table_holds(s, e, store.root)]
+    for study in gone: remove_whole(places('studies', study, store.root)['final'])
+    return [plan.studies[s]['study'] for s in gone]
 
 def drop_stale(
     plan: Plan,         # what is asked for
@@ -160,7 +156,8 @@ def _gpus():
 def _slots(plan, cores):
     "How many runs are made at a time on this machine."
     if _gpus() and plan.devices > _gpus(): raise ManifestError(f'the {plan.profile} profile trains each run on {plan.devices} devices and this machine has {_gpus()}; lower `devices` in the profile')
-    return _gpus() * plan.runs_per_gpu // plan.devices or max(1, cores // (plan.threads * plan.devices))
+    cores_for = max(1, cores // (plan.threads * plan.devices))
+    return min(_gpus() * plan.runs_per_gpu // plan.devices, cores_for) or cores_for
 
 def _unlock(command, results, log):
     "Release the lock that a killed Snakemake left; ours proves that nobody else is working here."
@@ -170,6 +167,11 @@ def _unlock(command, results, log):
     return True
 
 # %% ../../nbs/study/55_batch.ipynb #47e78f7a
+def _pages(*args, **kwargs):
+    "The report, which is never worth a training."
+    try: write_report(*args, **kwargs)
+    except Exception as e: tqdm.write(f'The report could not be written: {type(e).__name__}: {e}', file=sys.stdout)
+
 class Progress:
     "Says what happens while Snakemake works, and keeps the report fresh."
     def __init__(self,
@@ -198,7 +200,7 @@ class Progress:
         for kind, name, s in news: tqdm.write(self._line(kind, name, s), file=sys.stdout)
         active = {r: time.monotonic() - t for r, t in self.began.items() if now['runs'][r] == 'running'}
         if not self.bar.disable: self.bar.set_postfix_str(f"{len(active)} running, {in_words(remaining_seconds(self.plan, self.store, self.slots, active))} left")
-        if news or not running or not (self.store.root / 'index.html').exists(): write_report(self.store.root, self.plan, self.slots, running)
+        if news or not running or not (self.store.root / 'index.html').exists(): _pages(self.store.root, self.plan, self.slots, running)
         sys.stdout.flush()
         return new_runs
 
@@ -272,7 +274,7 @@ def run_batch(
     finally:
         progress.close()
         collect_tables(plan, results)
-        write_report(results, plan, slots, running=False)
+        _pages(results, plan, slots, running=False)
     return code or int(bool(not_there(plan, results)))
 
 # %% ../../nbs/study/55_batch.ipynb #3e1aaa10
@@ -298,7 +300,7 @@ def print_tables(plan: Plan, results: Path):
     for name, entry in plan.studies.items():
         final = places('studies', name, results)['final']
         if not final.is_dir(): continue
-        study, table = load_study(entry['parameters']['study']), pd.read_csv(final / 'table.csv')
+        study, table = study_of(entry), pd.read_csv(final / 'table.csv')
         print(f'\n{paper_name(study.paper)}, {study.place}: {study.title}\n{caveat(study, table)}')
         if study.kind == 'statistics': print('Published values in brackets.')
         picture = results / 'tables' / plan.name / f'{study.name}.png'
@@ -321,9 +323,8 @@ def reproduce(
     store = RunStore(root)
     make_ready(studies, profile, source, cores, dry_run)
     plan = make_plan(studies, profile, source, root)
-    slots = _slots(plan, cores)
-    print(f"{plan.profile} profile, {'the face world' if source == 'world' else 'data: ' + source}: {announce(plan, store, slots)}")
-    if dry_run: return _list(plan, store)
+    if not plan.studies: raise ManifestError(f"with {'these data' if source != 'world' else 'the face world'} nothing is left to make of {', '.join(map(str, studies))}; the reason is above")
+    if dry_run: return _list(plan, store, cores, again)
     try:
         with claim(root / 'work' / 'driver.lock', what=f'the results folder {root.name}'): return _reproduce(plan, store, cores, executor, again)
     except Busy as e: print(f'au-study: {e}', file=sys.stderr); return 2
@@ -352,18 +353,33 @@ def _judge(plan, results):
     "What the batch says of the papers' claims, in the report as well."
     said = end_with_claims(plan, results)
     if said:
-        write_report(results, plan)
+        _pages(results, plan)
         print(f'\n{said}')
 
+def _heading(plan, store, cores):
+    "Profile, data, and what a call will do."
+    print(f"{plan.profile} profile, {'the face world' if plan.source == 'world' else 'data: ' + plan.source}: {announce(plan, store, _slots(plan, cores))}")
 
-def _list(plan, store):
-    "What each table costs, then the runs of a plan and their states."
+def _list(plan, store, cores, again):
+    "What a call would do, what each table costs, then the runs of a plan and their states."
+    _heading(plan, store, cores)
+    if again: print(f'Besides, --again would make {sum(store.done(r) and store.read(r)["code"] != code_hash() for r in plan.runs)} runs anew that other code made.')
     print('', cost_table(plan, store).to_string(na_rep='?'), 'minutes: of one run after the other, with the runs that other tables share', '', sep='\n')
     for run, entry in plan.runs.items(): print(f"  {store.state(run):8} {run}  {', '.join(entry['rows'])}")
     for name in plan.studies: print(f"  {'done' if places('studies', name, store.root)['final'].is_dir() else 'missing':8} {name}")
     return 0
 
+@contextlib.contextmanager
+def _stoppable():
+    "Signals raise `Stopped` in here, but for those that whoever started this told it to ignore, as `nohup` does."
+    before = {n: h for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for number in before: signal.signal(number, _raise_stopped)
+    try: yield
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+
 def _reproduce(plan, store, cores, executor, again):
+    "Drop what no longer holds, say what will be made, make it."
     bad = drop_damaged(plan, store)
     if bad: print(f"{len(bad)} results were damaged on disk and are made again: {', '.join(bad)}")
     drop_other_code(plan, store, again)
@@ -371,14 +387,19 @@ def _reproduce(plan, store, cores, executor, again):
                       (drop_stale(plan, store), 'runs were made on other data'),
                       (drop_old_tables(plan, store), 'tables were made from earlier versions of their runs')):
         if gone: print(f"{len(gone)} {why} and are made again: {', '.join(gone)}")
+    _heading(plan, store, cores)
     if not not_there(plan, store.root): return _nothing_to_do(plan, store)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, _raise_stopped)
-    began = time.monotonic()
-    try: code = run_batch(plan, store.root, cores, executor)
+    try:
+        with _stoppable(): return _work(plan, store, cores, executor)
     except Stopped as e:
         done = sum(store.done(r) for r in plan.runs)
         print(f'\nStopped by {e}: {done} of {len(plan.runs)} runs are done; the same call goes on from there.', file=sys.stderr)
         return 130
+
+def _work(plan, store, cores, executor):
+    "Make it, and tell what came of it."
+    began = time.monotonic()
+    code = run_batch(plan, store.root, cores, executor)
     print_tables(plan, store.root)
     lost = failures(plan, store.root)
     for line in lost: print(line, file=sys.stderr)
@@ -393,7 +414,7 @@ def _nothing_to_do(plan, store):
     write_plan(plan, store.root)
     collect_tables(plan, store.root)
     said = end_with_claims(plan, store.root)
-    write_report(store.root, plan)
+    _pages(store.root, plan)
     print_tables(plan, store.root)
     if said: print(f'\n{said}')
     print(f"\nNothing to do: all {len(plan.runs)} runs and {len(plan.studies)} tables are there. Report: {store.root / 'index.html'}")

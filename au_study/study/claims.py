@@ -7,10 +7,12 @@ __all__ = ['DIRECTIONS', 'TEST_KEYS', 'UNITS', 'VERDICTS', 'ALPHA', 'CLAIM_COLUM
            'read_claims', 'load_claims', 'claims_beside', 'region', 'Effect', 'NotRun', 'subject_weights', 'over_seeds',
            'Drawn', 'drawn_values', 'seed_effects', 'effect_of', 'p_of', 'p_of_interval', 'verdict', 'stored_seeds',
            'ledger_plan', 'Evidence', 'rows_effect', 'find_cell', 'cells_effect', 'as_claimed', 'cell_effect', 'judged',
-           'claims_table', 'count_verdicts', 'add_arguments', 'ledger_text', 'run']
+           'claims_table', 'judge', 'count_verdicts', 'add_arguments', 'ledger_text', 'run']
 
 # %% ../../nbs/study/48_claims.ipynb #98ed64ec
 import argparse
+import contextlib
+import io
 import re
 import shutil
 import textwrap
@@ -242,7 +244,7 @@ class Drawn:
     values: np.ndarray   # [I], in printed units
     draws: np.ndarray    # [B, I]
     people: list         # subjects [S]
-    frames: str          # hash of what was scored
+    frames: str          # hash of the frames and labels that were scored
 
 def drawn_values(
     own: RowScores,         # one row, one seed
@@ -258,7 +260,7 @@ def drawn_values(
     np.add.at(sums, code, cells)
     weights, flat, step = subject_weights(people, n_boot, key), sums.reshape(len(people), -1), max(1, 4_000_000 // sums[0].size)
     parts = [metric.value((weights[i:i + step] @ flat).reshape(-1, *sums.shape[1:])) for i in range(0, n_boot, step)]
-    frames = str(pd.util.hash_pandas_object(own.truth[list(KEYS)], index=False).sum())
+    frames = str(pd.util.hash_pandas_object(own.truth, index=False).sum())
     return Drawn(metric.items(names), metric.scale * metric.value(sums.sum(0)), metric.scale * np.concatenate(parts), list(people), frames)
 
 # %% ../../nbs/study/48_claims.ipynb #a260e10c
@@ -267,8 +269,8 @@ def seed_effects(
     b: list[Drawn],         # the row that is subtracted, same seeds
     item: tuple = ('Avg',), # items whose mean counts
 ) -> tuple[np.ndarray, np.ndarray]:  # effects [R], draws [B, R]
-    "Difference of two rows for each seed; raises ValueError when they were scored on other frames."
-    if len({d.frames for d in (*a, *b)}) > 1: raise ValueError('the two rows were scored on different frames; they cannot be compared in pairs')
+    "Difference of two rows for each seed; raises ValueError when they were scored on other frames or labels."
+    if len({d.frames for d in (*a, *b)}) > 1: raise ValueError('the two rows were scored on different frames or labels; they cannot be compared in pairs')
     def mean(d, values): return values[..., [d.items.index(i) for i in item]].mean(-1)
     values = [mean(x, x.values) - mean(y, y.values) for x, y in zip(a, b, strict=True)]
     draws = [mean(x, x.draws) - mean(y, y.draws) for x, y in zip(a, b, strict=True)]
@@ -363,7 +365,8 @@ def ledger_plan(
         names = [n for n in names if Path(n).stem in made]
     for sizes in [profile] if seeds == tuple(profile.seeds) else [profile, replace(profile, seeds=seeds)]:
         for name in names:
-            try: part = make_plan([name], sizes, source, store.root)
+            try:
+                with contextlib.redirect_stdout(io.StringIO()): part = make_plan([name], sizes, source, store.root)     # what it leaves out is 'not run' below
             except ManifestError: continue          # a study that turns the world's knobs can't be run on real data
             if plan is None: plan = part
             for own, more in ((plan.data, part.data), (plan.runs, part.runs), (plan.studies, part.studies)): own.update(more)
@@ -605,17 +608,29 @@ def claims_table(
     for claim in load_claims() if claims is None else claims:
         for test in claim.tests or (None,):
             line = _head(claim, test, plan.profile)
-            lines.append({**line, **(judged(test, evidence) if test else {})})
-    table = pd.DataFrame(lines).reindex(columns=[*CLAIM_COLUMNS, 'inside', 'sure'])
+            lines.append({**line, 'one': bool(test and test.cell and test.runs == 'first'), **(judged(test, evidence) if test else {})})
+    table = pd.DataFrame(lines).reindex(columns=[*CLAIM_COLUMNS, 'inside', 'sure', 'one'])
     table = table.astype({c: float for c in NUMBERS}).astype({c: object for c in ('verdict', 'fill')})
     tested = table['p'].notna()
     table.loc[tested, 'p_holm'] = holm(table.loc[tested, 'p'])
     open_lines = table['verdict'].isna()
     table.loc[open_lines, 'verdict'] = [verdict(bool(r.inside), r.p_holm, int(r.seeds), r.sure is True) for r in table[open_lines].itertuples()]
     more = {'not run': False, 'agrees (one seed)': True, 'disagrees (one seed)': True}
-    table['fill'] = [_call(r, plan, more[r.verdict]) if r.verdict in more else '' for r in table.itertuples()]
+    table['fill'] = [_call(r, plan, more[r.verdict]) if r.verdict in more and not (more[r.verdict] and r.one) else '' for r in table.itertuples()]     # a look at one network stays one
     text = [c for c in CLAIM_COLUMNS if c not in NUMBERS]
     return table[CLAIM_COLUMNS].assign(**{c: table[c].astype(object).where(table[c].notna(), '').astype(str) for c in text})
+
+def judge(
+    plan: Plan,           # from `ledger_plan`, or of a batch
+    store: RunStore,      # results
+    papers: list,         # claims of the papers
+    own: list,            # of one's own
+) -> pd.DataFrame:        # columns CLAIM_COLUMNS
+    "Papers and one's own in one table. Own lines are corrected together with the papers'; the papers' lines are what they are without them, on every machine."
+    table = claims_table(plan, store, papers)
+    if not own: return table
+    whole = claims_table(plan, store, papers + own)
+    return pd.concat([table, whole[len(table):]], ignore_index=True)
 
 NUMBERS = ('margin', 'effect', 'low', 'high', 'published', 'p', 'p_holm', 'seeds', 'folds', 'subjects')
 
@@ -676,7 +691,7 @@ def _calls(table, plan):
     source = '' if plan.source == 'world' else f' --data {plan.source}'
     out = []
     for words, why, more in ((('not run',), 'not run', ''), (('agrees (one seed)', 'disagrees (one seed)'), 'one seed', ' --seeds 3')):
-        names = sorted(set(table.loc[table['verdict'].isin(words), 'study']))
+        names = sorted(set(table.loc[table['verdict'].isin(words) & (table['fill'] != ''), 'study']))
         if names: out.append(f"{why}: au-study reproduce {' '.join(names)} --profile {plan.profile}{source}{more}")
     return out
 
@@ -686,10 +701,10 @@ def run(
 ) -> int:  # exit code
     "Print the ledger."
     chosen = load_claims(args.papers or None)
-    own = [n for n in args.papers if n.endswith('.yaml')]
-    ledger = load_claims() + (load_claims(own) if own else [])
-    plan, store = ledger_plan(args.profile, args.data, args.results, ledger), RunStore(args.results)
-    table = claims_table(plan, store, ledger)
+    named = [n for n in args.papers if n.endswith('.yaml')]
+    papers, own = load_claims(), load_claims(named) if named else []
+    plan, store = ledger_plan(args.profile, args.data, args.results, papers + own), RunStore(args.results)
+    table = judge(plan, store, papers, own)
     table = table[[(r.paper, r.claim) in {(c.paper, c.name) for c in chosen} for r in table.itertuples()]]
     print(ledger_text(table))
     count = count_verdicts(table)

@@ -40,6 +40,8 @@ def named(
 ):  # class or function
     "The object behind a name; raises `OwnCodeError` where there is none."
     module, _, name = reference.partition(':')
+    homes = _folders_with(module.partition('.')[0])
+    if len(homes) > 1: raise OwnCodeError(f"{reference}: there is a {module.partition('.')[0]} in {' and in '.join(homes)}; name one of them otherwise, or give the studies to calls of their own")
     for folder in own_folders():
         if folder not in sys.path: sys.path.append(folder)
     importlib.invalidate_caches()
@@ -48,6 +50,11 @@ def named(
     if hasattr(found, name): return getattr(found, name)
     near = difflib.get_close_matches(name, dir(found), 1)
     raise OwnCodeError(f"{reference}: the module has no {name!r}" + (f'; did you mean {near[0]!r}?' if near else ''))
+
+def _folders_with(top):
+    "The folders that hold a module or package of a name: of two, Python would take the first for both."
+    homes = dict.fromkeys(Path(f).resolve() for f in own_folders())
+    return [str(h) for h in homes if (h / f'{top}.py').is_file() or (h / top / '__init__.py').is_file()]
 
 def _missing(reference, module, lacking):
     "Whether the module itself is missing, or something that it needs."

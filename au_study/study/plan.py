@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NO_TABLE', 'Plan', 'sizes_for', 'unsized', 'row_runs', 'harness_hash', 'turned', 'made_beside', 'what_fits',
-           'make_ready', 'make_plan', 'write_plan', 'read_plan']
+           'make_ready', 'make_plan', 'table_holds', 'with_earlier', 'write_plan', 'read_plan']
 
 # %% ../../nbs/study/45_plan.ipynb #683d9acc
 import hashlib
+import inspect
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,12 +18,14 @@ from pathlib import Path
 import yaml
 
 import au_study
+from .analysis import analysis_named
 from .data import check_protocol, data_folds, data_id, data_spec, data_version, digest, mixture_spec, named_sets, of_world, prepare_known, UNPREPARED
-from .launch import places
+from .launch import places, run_seals
 from .manifests import ManifestError, Profile, Study, load_profile, load_study, project_root
-from .own_code import named, own_code
+from .own_code import own_code
 from .protocol import protocol_of
 from .runs import Run, RunStore, base_of, check_contract, code_hash, estimator_class, make_run, parent_of
+from .statistics import statistic_named
 from ..files import file_sha256, write_text
 
 # %% ../../nbs/study/45_plan.ipynb #aeb5c243
@@ -79,6 +82,7 @@ def row_runs(
     spec = data_spec(study.dataset, profile, source, **{**study.data, **row.data})
     count = data_folds(spec, source)
     folds = range(count) if profile.folds == 'all' else [f for f in profile.folds if f < count]
+    if not folds: raise ManifestError(f"{study.name}, row {row.name}: the profile asks for folds {', '.join(map(str, profile.folds))}; the data have {', '.join(map(str, range(count)))}")
     params, protocol = {**_flat(sizes_for(profile, row, study.sizes)), **_flat(row.params)}, protocol_of(study.protocol)
     try:
         home = _training(study, row, profile, source, count)
@@ -207,6 +211,8 @@ def make_plan(
     for name, (study, _) in zip(studies, kept):
         rows, used = {}, {}
         if study is None: continue
+        twin = next((e['parameters']['study'] for e in plan.studies.values() if e['study'] == study.name), name)
+        if twin != name: raise ManifestError(f'{twin} and {name} are both called {study.name}, and so would be their tables; rename one of them')
         for row in study.rows:
             if row.estimator: rows[row.name] = [_add_run(plan, r, store, f'{study.name}/{row.name}') for r in row_runs(study, row, prof, source)]
         if study.kind != 'scores':   # it looks at the data itself
@@ -236,10 +242,14 @@ def _add_run(plan, run, store, row):
 
 # %% ../../nbs/study/45_plan.ipynb #a415fc16
 def _own_function(study):
-    "Hash of the sources of an analysis or statistic that isn't the kit's, if any."
-    name, group = (study.analysis, 'analyses') if study.kind == 'analysis' else (study.statistic, 'statistics')
-    value = next((e.value for e in entry_points(group=f'au_study.{group}') if e.name == name), name)
-    return [] if ':' not in value or value.startswith('au_study.') else [own_code(named(value))]
+    "Hash of the sources of an analysis or statistic that isn't the kit's, if any; raises `ManifestError` for a name or an option that there isn't."
+    name, group, find, given = (study.analysis, 'analyses', analysis_named, {}) if study.kind == 'analysis' else (study.statistic, 'statistics', statistic_named, {'n_boot': 1})
+    kits = {e.name for e in entry_points(group=f'au_study.{group}') if e.value.startswith('au_study.')}
+    if name in kits and not study.options: return []
+    try: inspect.signature(function := find(name)).bind(None, **given, **study.options)     # told now, and not after the training
+    except ManifestError as e: raise ManifestError(f'{study.name}: {e}') from None
+    except TypeError as e: raise ManifestError(f"{study.name}, options of {name}: {e}") from None
+    return [] if name in kits else [own_code(function)]
 
 def _read_besides(study, profile):
     "Plain values of what an analysis without runs may read: the profile's sizes, and without a table of its own the printed numbers and the claims."
@@ -262,6 +272,36 @@ def _add_study(plan, study, name, rows, data, profile, store):
                          'notebook': 'table' if study.kind == 'scores' else study.kind, 'alone': study.alone, 'parameters': given}
 
 # %% ../../nbs/study/45_plan.ipynb #1dd8f674
+def table_holds(
+    study: str,     # id
+    entry: dict,    # of `Plan.studies`
+    results: Path,  # results folder
+) -> bool:
+    "Whether a table is there, made from its runs as they are now."
+    seals = places('studies', study, results)['final'] / 'runs.json'
+    if not seals.is_file(): return seals.parent.is_dir()
+    return json.loads(seals.read_text(encoding='utf-8')) == run_seals(entry['rows'], results)
+
+def with_earlier(
+    plan: Plan,     # of a call
+    results: Path,  # results folder
+) -> Plan:
+    "The batch: a plan, and what earlier calls of its name have made of other studies."
+    try: old = read_plan(Path(results) / 'batches' / f'{plan.name}.json')
+    except (OSError, ValueError): return plan
+    now = {e['study']: s for s, e in plan.studies.items()}
+    kept = {s: e for s, e in old.studies.items() if e['study'] not in now and table_holds(s, e, results)}
+    todo, runs = [r for e in kept.values() for ids in e['rows'].values() for r in ids], {}
+    while todo:
+        if (run := todo.pop()) in runs: continue
+        runs[run] = old.runs[run]
+        todo += old.runs[run]['before']
+    data = {*(d for e in kept.values() for d in e['data']), *(e['data'] for e in runs.values())}
+    order = {now.get(e['study'], s): None for s, e in old.studies.items()}     # a table that is renewed stays where it was
+    studies = {**kept, **plan.studies}
+    return replace(plan, data={**{d: e for d, e in old.data.items() if d in data}, **plan.data}, runs={**runs, **plan.runs}, studies={s: studies[s] for s in {**order, **studies} if s in studies})
+
+# %% ../../nbs/study/45_plan.ipynb #dc7f04d4
 def write_plan(
     plan: Plan,     # to write
     results: Path,  # results folder
@@ -273,6 +313,8 @@ def write_plan(
             if place['final'].is_dir(): continue
             given = entry.get('parameters') or {'data': entry['spec'], 'source': plan.source, 'results': str(results), 'out': str(place['out'])}
             write_text(place['parameters'], yaml.safe_dump(given, sort_keys=False))
+    batch = Path(results) / 'batches' / f'{plan.name}.json'
+    write_text(batch, json.dumps(asdict(with_earlier(plan, results)), indent=1))
     path = Path(results) / 'plans' / f'{plan.name}.json'
     write_text(path, json.dumps(asdict(plan), indent=1))
     return path
@@ -280,6 +322,7 @@ def write_plan(
 def read_plan(
     path: str | Path,  # a file that `write_plan` wrote
 ) -> Plan:
-    "A plan from its file."
+    "A plan from its file; raises `ManifestError` for another file."
     content = json.loads(Path(path).read_text(encoding='utf-8'))
-    return Plan(**{f.name: content[f.name] for f in fields(Plan) if f.name in content})   # one of an earlier version may hold more
+    try: return Plan(**{f.name: content[f.name] for f in fields(Plan) if f.name in content})   # one of an earlier version may hold more
+    except TypeError: raise ManifestError(f'{path} is no plan of this version') from None

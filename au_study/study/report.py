@@ -33,7 +33,7 @@ from .launch import places
 from .manifests import ManifestError, Study, load_study, project_root, results_root
 from .pages import Cell, Table, number, render
 from .costs import in_words, remaining_seconds
-from .plan import Plan, read_plan
+from .plan import Plan, read_plan, with_earlier
 from .protocol import describe, protocol_of
 from .runs import RunStore, headline
 from .sections import analysis_table, averages_table, claims_lines, claims_summary, claims_words, items_table, kinds_of, sentence, statistics_table, verdict_counts
@@ -373,9 +373,9 @@ def judge_claims(
     results: Path,  # results folder
 ) -> Path:
     "Judge the ledger of claims, and those beside one's own studies, and keep the lines; raises `ManifestError` for a profile that has no name."
-    from au_study.study.claims import claims_beside, claims_table, ledger_plan, load_claims, read_claims
-    ledger = load_claims() + [c for path in claims_beside(plan) for c in read_claims(path)]
-    table = claims_table(ledger_plan(plan.profile, plan.source, results, ledger, plan), RunStore(results), ledger)
+    from au_study.study.claims import claims_beside, judge, ledger_plan, load_claims, read_claims
+    papers, own = load_claims(), [c for path in claims_beside(plan) for c in read_claims(path)]
+    table = judge(ledger_plan(plan.profile, plan.source, results, papers + own, plan), RunStore(results), papers, own)
     return write_text(claims_file(plan, results), table.to_csv(index=False, lineterminator='\n'))
 
 def end_with_claims(
@@ -387,7 +387,12 @@ def end_with_claims(
     try: lines = pd.read_csv(judge_claims(plan, results))
     except ManifestError as e: return f'No claims were judged: {e}'
     own = lines[lines['study'].map(lambda s: Path(str(s)).stem).isin({e['study'] for e in plan.studies.values()})]
-    return f'Claims tested by these studies: {verdict_counts(own)}. `au-study claims` shows them.' if len(own) else ''
+    if not len(own): return ''
+    from au_study.study.claims import claims_beside
+    beside, where = own['study'].str.endswith('.yaml'), [f'--profile {plan.profile}'] * (plan.profile != 'quick') + [f'--data {plan.source}'] * (plan.source != 'world')
+    files = [[]] * (not beside.all()) + [[path] for path in claims_beside(plan)] * bool(beside.any())
+    calls = ['`' + ' '.join(['au-study claims', *file, *where]) + '`' for file in files]
+    return f"Claims tested by these studies: {verdict_counts(own)}. {' and '.join(calls)} show{'s' * (len(calls) == 1)} them."
 
 def claims_of(plan: Plan, seen: dict, results: Path) -> tuple:  # lines or None, whether runs have ended since
     "The kept verdicts of a batch."
@@ -503,9 +508,10 @@ ORDER = ('full', 'quick', 'smoke')
 def _most_capable(plan): return ORDER.index(plan.profile) if plan.profile in ORDER else -1, plan.name
 
 def readable_plans(results: Path) -> list[Plan]:
-    "The plans of a results folder; one that another version wrote in another form is left out."
+    "The batches of a results folder; one that another version wrote in another form is left out."
     found = []
-    for path in sorted((results / 'plans').glob('*.json')):
+    files = {p.name: p for part in ('plans', 'batches') for p in sorted((results / part).glob('*.json'))}    # an older folder has plans alone
+    for path in files.values():
         try: found.append(_plan(path, stamp(path)))
         except (TypeError, ValueError): continue
     return found
@@ -520,7 +526,7 @@ def write_report(
     results = Path(results)
     plans = readable_plans(results)
     plans.sort(key=_most_capable)
-    current = current or (plans[0] if plans else None)
+    current = with_earlier(current, results) if current else plans[0] if plans else None
     others = [p for p in plans if current is None or p.name != current.name]
     batch = batch_pages(current, results, slots, running) if current else None
     page = render('index', title='Results of au_study', trail=[('Results', '')], batch=batch, others=others_table(others, results) if others else None, renew=running)

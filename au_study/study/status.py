@@ -47,20 +47,19 @@ def run(
     "Print the state of every batch in the results folder."
     from au_study.study.data import cache_root
     from au_study.study.manifests import results_root
+    from au_study.study.report import readable_plans
     from au_study.files import held
     root = results_root(args.results)
-    plans = sorted((root / 'plans').glob('*.json'))
+    plans = readable_plans(root)
     if not plans: print(f'Nothing has been run in {root}. Start with `au-study reproduce`.')
-    for path in plans: _print_plan(path, root, args.verbose)
+    for plan in plans: _print_plan(plan, root, args.verbose)
     print(f"A batch is {'running' if held(root / 'work' / 'driver.lock') else 'not running'}. "
           f'Disk: results {in_bytes(size_of(root))} ({in_bytes(size_of(root / "work"))} of it work in progress), cache {in_bytes(size_of(cache_root()))}.')
     return 0
 
-def _print_plan(path, root, verbose):
+def _print_plan(plan, root, verbose):
     "One batch: counts, failures, and its runs if asked."
-    from au_study.study.plan import read_plan
     from au_study.study.report import read_failure, states
-    plan = read_plan(path)
     seen = states(plan, root)
     count = {s: sum(v == s for v in seen['runs'].values()) for s in ('done', 'running', 'failed', 'missing')}
     tables = sum(v == 'done' for v in seen['studies'].values())
