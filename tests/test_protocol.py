@@ -63,6 +63,10 @@ def test_other_folds_are_refused_and_the_remedies_work(home, tree):
     with pytest.raises(ManifestError, match="names the split disfa-me-graphau"): under_protocol(one, rules)     # a run asks again
     with pytest.raises(ManifestError, match="'bp4d-3fold' is a split of another data set, not of disfa"): planned(study(home, "bp4d-3fold"), "faces")
     with pytest.raises(ManifestError, match="disfa-3folds, which nobody knows"): planned(study(home, "disfa-3folds"), "faces")
+    graded = study(home, "disfa-me-graphau", aus="5, 12", more=", data: {labels: intensity}")     # AU5 is coded, and not among those that papers score
+    with pytest.raises(ManifestError, match="names the split disfa-me-graphau") as error: planned(graded, "faces")
+    assert len(planned(graded, typed(error, tree, "graded")).runs) == 3
+    assert under_protocol(FaceSet.load("graded/disfa"), protocol_of({"split": "disfa-me-graphau", "aus": [5, 12]})).columns == ["AU5", "AU12"]
 
 
 def test_another_crop_is_refused_and_the_remedies_work(home, tree):
@@ -73,10 +77,11 @@ def test_another_crop_is_refused_and_the_remedies_work(home, tree):
 
 
 def test_a_tree_is_asked_before_it_is_prepared(home, tree, capsys):
-    add_set("disfa", tree)
+    add_set("disfa", tree, stride=2)
     with pytest.raises(ManifestError, match="names the split disfa-me-graphau") as error: make_ready([study(home, "disfa-me-graphau")], "smoke", "disfa", 0)
     assert not list((home / "cache").glob("prepared/*")) and "ROOT" not in str(error.value)
     assert len(planned(study(home, "disfa-me-graphau"), typed(error, "nowhere", "faces")).runs) == 3
+    assert "--stride 2" in str(error.value) and 6 <= len(FaceSet.load("faces/disfa")) <= 9      # every other of six frames of three people; not in all is a face found
     (spec,) = make_ready([study(home, "disfa-3fold")], "smoke", "disfa", dry_run=True)
     assert spec["fingerprint"] == UNPREPARED and "would be prepared first" in capsys.readouterr().out
 
