@@ -1,7 +1,9 @@
 "The rules of the repository: a bad notebook or file fails each check, a good one passes all; and the tools do what the Makefile promises."
+import ast
 import json
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,17 @@ def test_requirements_are_compared_with_what_is_installed(monkeypatch):
     assert "needed is torch>=2.12" in environment.problem_with("torch>=2.12")
     assert "needed is torch>=2,<2.11" in environment.problem_with("torch>=2,<2.11")
     assert environment.problem_with("a-package-that-nobody-wrote") == "a-package-that-nobody-wrote is missing"
+
+
+def test_every_import_is_a_requirement():
+    def modules(node):
+        if isinstance(node, ast.Import): return [a.name for a in node.names]
+        return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+    imported = {m.partition(".")[0] for path in (ROOT / "au_study").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) for m in modules(node)}
+    packages = packages_distributions() | {"cv2": ["opencv-python-headless"], "dlib": ["dlib-bin"]}     # names of others that give the same module
+    needed = {environment.re.match(r"[\w.-]+", r)[0].lower().replace("_", "-") for r in environment.requirements()}
+    others = imported - {*sys.stdlib_module_names, "au_study"}
+    assert "torch" in others and not {m for m in others if needed.isdisjoint(p.lower().replace("_", "-") for p in packages.get(m, ()))}
 
 
 def test_constraints_pin_every_requirement():
