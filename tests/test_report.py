@@ -302,3 +302,12 @@ def test_a_later_call_hides_no_table(results, plan, capsys):
     assert "2 of 2 tables" in capsys.readouterr().out
     (results / "plans/alien.json").write_text("[]")
     assert status.run(argparse.Namespace(results=str(results), verbose=False)) == 0
+
+
+def test_a_table_that_no_face_entered_is_there_and_called_so(results, plan):
+    path = results / "studies/s-analysis/table.csv"
+    table = pd.read_csv(path).assign(kind="none")
+    table.to_csv(path, index=False)
+    pages = written(results, plan)
+    (line,) = (r.get_text(" ", strip=True) for r in pages[results / "index.html"].find(id="studies").tbody.find_all("tr") if "toy_figure" in str(r))
+    assert "□ without faces" in line and "not there yet" not in line

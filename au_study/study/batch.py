@@ -144,7 +144,7 @@ def snakemake_command(
     profile = root / 'workflow/profiles' / executor
     if not profile.is_dir(): raise ManifestError(f"no executor profile {executor!r} in workflow/profiles; there are {', '.join(sorted(p.name for p in profile.parent.iterdir()))}")
     here = ['--cores', str(cores), '--resources', f'gpu={gpus or 10_000}'] if executor == 'local' else []   # elsewhere the scheduler knows what there is
-    return [sys.executable, '-m', 'snakemake', '--snakefile', str(root / 'workflow/Snakefile'), '--directory', str(results), '--workflow-profile', str(profile), *here,
+    return [sys.executable, '-m', 'au_study.study.snakemake_call', '--snakefile', str(root / 'workflow/Snakefile'), '--directory', str(results), '--workflow-profile', str(profile), *here,
             '--config', f'plan={plan_path}', f'python={sys.executable}', f'only={only}', f'executor={executor}']
 
 # %% ../../nbs/study/55_batch.ipynb #88f320d6

@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from ..faces.frames import KEYS
 from ..files import Damaged, write_text
 from ..scoring.metrics import METRICS, metric_of
 from ..scoring.significance import holm
@@ -521,7 +520,7 @@ def cell_effect(
     seeds = 0 if not runs else len({r['seed'] for r in runs}) if test.runs == 'all' else 1
     spec = self.plan.data[entry['data'][0]]['spec']
     kinds = set(table['kind'].dropna()) if 'kind' in table else set()
-    kind = 'world' if 'world' in kinds or spec.get('source') == 'world' else 'real'
+    kind = 'none' if kinds == {'none'} else 'world' if 'world' in kinds or spec.get('source') == 'world' else 'real'
     people = self._people(entry) if test.interval == 'subjects' else 0
     found = cells_effect(table, test, seeds=seeds, folds=len({r['fold'] for r in runs}), subjects=people, kind=kind)
     counted = not seeds and bool(np.isfinite(found.low)) == (test.interval == 'rounds')     # a count has no interval; seconds are told by their quartiles or not at all
@@ -669,7 +668,7 @@ def _in_numbers(line):
     p = '' if np.isnan(line.p_holm) else f' p {line.p_holm:.2g},' if line.p_holm >= 1e-3 else ' p < 0.001,'
     trained = 'nothing trained' if line.seeds == 0 else f'{line.seeds:.0f} x {line.folds:.0f} runs'
     said = '' if np.isnan(line.published) else f' (paper {_signed(line.published, line)})'
-    return f'{_signed(line.effect, line)}{ends} {line.unit}{said},{p} {trained}, {line.kind}'
+    return f"{_signed(line.effect, line)}{ends} {line.unit}{said},{p} {trained}, {'without faces' if line.kind == 'none' else line.kind}"
 
 def ledger_text(
     table: pd.DataFrame,        # from `claims_table`

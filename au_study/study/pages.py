@@ -233,6 +233,7 @@ def interval_bar(
 # %% ../../nbs/study/49_pages.ipynb #24cb43cc
 SIGNS = {'world': ('◆', 'face world', 'world', "measured on the synthetic face world that comes with the kit: orders and effects can be compared with a paper, values can't"),
          'real': ('●', 'data set', 'real', 'measured on the data set itself'),
+         'none': ('□', 'without faces', 'faceless', 'counted in code or in what papers print, or timed on noise; no face is involved'),
          'published only': ('○', 'published only', 'quoted published-only', 'quoted from the paper, not measured here'),
          'not run': ('·', 'not run', 'quoted not-run', 'could be measured here, and has not been run')}
 

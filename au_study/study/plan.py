@@ -108,7 +108,7 @@ def _flat(params):
 
 # %% ../../nbs/study/45_plan.ipynb #9822ba13
 NO_TABLE = ('cli.py', 'batch.py', 'report.py', 'reproduce.py', 'status.py', 'world.py', 'config.py', 'label_report.py', 'detect.py', 'claims.py', 'pages.py', 'sections.py', 'held.py', 'reference.py',
-            'costs.py', 'audit.py', 'warm.py', 'kernels.py')   # modules of the harness that no table goes through
+            'costs.py', 'audit.py', 'warm.py', 'kernels.py', 'snakemake_call.py')   # modules of the harness that no table goes through
 
 def harness_hash() -> str:
     "Hash of what turns scores into tables: scoring, study, and the study notebooks."
