@@ -7,6 +7,7 @@ __all__ = ['ANALYSIS_COLUMNS', 'Context', 'Analysis', 'analysis_named', 'run_ana
            'write_analysis']
 
 # %% ../../nbs/study/44_analysis.ipynb #244ebc9f
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -157,7 +158,7 @@ def _parts(found):
 # %% ../../nbs/study/44_analysis.ipynb #a365f911
 def text_of(value, digits: int = 3) -> str:
     "A cell for people: four significant digits at most, text as it is, a dash for nothing."
-    if isinstance(value, str): return value
+    if isinstance(value, str): return text_of(float(value), digits) if re.fullmatch(r'-?\d+\.\d{4,}', value) else value     # beside words, numbers come back from a CSV as text
     if value is None or pd.isna(value): return '–'
     return f'{value:.{digits}g}' if abs(value) < 100 else f'{value:.1f}'.removesuffix('.0')
 
