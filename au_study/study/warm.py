@@ -78,10 +78,10 @@ class Server:
         with contextlib.suppress(OSError, ValueError): request, streams = _receive(connection)
         if request is None or len(streams) < 2 or _sources() != self.code: return self._close(connection, *streams)
         end, held = os.pipe()
-        child = os.fork()
+        server, child = os.getpid(), os.fork()
         if not child:
             self._leave(connection, end)
-            return {**request, 'streams': streams, 'held': held}
+            return {**request, 'streams': streams, 'held': held, 'server': server}
         self._close(held, *streams)
         self.selector.register(end, selectors.EVENT_READ, lambda e: self._ended(e, child, connection))
         self.selector.register(connection, selectors.EVENT_READ, lambda c: self._gone(c, child))
@@ -117,6 +117,7 @@ def _become(request):
     from au_study.study.launch import die_with_parent
     os.setsid()
     die_with_parent()
+    if os.getppid() != request['server']: os._exit(1)      # it died before it could take this one along
     with open(os.devnull, 'rb') as nothing: os.dup2(nothing.fileno(), 0)
     for number, stream in enumerate(request['streams'], 1):
         os.dup2(stream, number)
