@@ -109,13 +109,15 @@ def drop_stale(
     forget_runs(plan, store, gone)
     return gone
 
+def _of_other_code(plan, store): return [r for r in plan.runs if store.done(r) and store.read(r)['code'] != code_hash()]
+
 def drop_other_code(
     plan: Plan,         # what is asked for
     store: RunStore,    # what is there
     again: bool,        # remove them; otherwise only say so
 ):
     "Runs that other code made stay, since they may have taken days; with `again` they are removed and made anew."
-    other = [r for r in plan.runs if store.done(r) and store.read(r)['code'] != code_hash()]
+    other = _of_other_code(plan, store)
     if not other: return
     if not again: print(f'Note: {len(other)} runs were made with an earlier version of the code; --again makes them anew.'); return
     forget_runs(plan, store, other)
@@ -363,7 +365,7 @@ def _heading(plan, store, cores):
 def _list(plan, store, cores, again):
     "What a call would do, what each table costs, then the runs of a plan and their states."
     _heading(plan, store, cores)
-    if again: print(f'Besides, --again would make {sum(store.done(r) and store.read(r)["code"] != code_hash() for r in plan.runs)} runs anew that other code made.')
+    if again: print(f'Besides, --again would make {len(_of_other_code(plan, store))} runs anew that other code made.')
     print('', cost_table(plan, store).to_string(na_rep='?'), 'minutes: of one run after the other, with the runs that other tables share', '', sep='\n')
     for run, entry in plan.runs.items(): print(f"  {store.state(run):8} {run}  {', '.join(entry['rows'])}")
     for name in plan.studies: print(f"  {'done' if places('studies', name, store.root)['final'].is_dir() else 'missing':8} {name}")

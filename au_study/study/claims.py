@@ -603,11 +603,15 @@ def claims_table(
     n_boot: int = 20_000,   # draws of subjects
 ) -> pd.DataFrame:          # columns CLAIM_COLUMNS
     "Every test of every claim with its verdict; reads only."
-    evidence, lines = Evidence(plan, store, n_boot), []
-    for claim in load_claims() if claims is None else claims:
-        for test in claim.tests or (None,):
-            line = _head(claim, test, plan.profile)
-            lines.append({**line, 'one': bool(test and test.cell and test.runs == 'first'), **(judged(test, evidence) if test else {})})
+    return _corrected(_lines(load_claims() if claims is None else claims, Evidence(plan, store, n_boot)), plan)
+
+def _lines(claims, evidence):
+    "What is known and measured of every test, one by one."
+    tests = [(claim, test) for claim in claims for test in claim.tests or (None,)]
+    return [{**_head(claim, test, evidence.plan.profile), 'one': bool(test and test.cell and test.runs == 'first'), **(judged(test, evidence) if test else {})} for claim, test in tests]
+
+def _corrected(lines, plan):
+    "Their table, with verdicts that are corrected over all of them."
     table = pd.DataFrame(lines).reindex(columns=[*CLAIM_COLUMNS, 'inside', 'sure', 'one'])
     table = table.astype({c: float for c in NUMBERS}).astype({c: object for c in ('verdict', 'fill')})
     tested = table['p'].notna()
@@ -626,10 +630,11 @@ def judge(
     own: list,            # of one's own
 ) -> pd.DataFrame:        # columns CLAIM_COLUMNS
     "Papers and one's own in one table. Own lines are corrected together with the papers'; the papers' lines are what they are without them, on every machine."
-    table = claims_table(plan, store, papers)
+    evidence = Evidence(plan, store)
+    lines = _lines(papers, evidence)
+    table = _corrected(lines, plan)
     if not own: return table
-    whole = claims_table(plan, store, papers + own)
-    return pd.concat([table, whole[len(table):]], ignore_index=True)
+    return pd.concat([table, _corrected(lines + _lines(own, evidence), plan)[len(table):]], ignore_index=True)
 
 NUMBERS = ('margin', 'effect', 'low', 'high', 'published', 'p', 'p_holm', 'seeds', 'folds', 'subjects')
 
