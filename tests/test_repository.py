@@ -144,6 +144,20 @@ def test_files_that_do_not_belong_are_noticed(clone):
     assert found == ["crops.h5", "face.jpg", "list.csv", "marked.txt", "scratch.ipynb", "script.py"]
 
 
+def test_small_results_of_the_face_world_may_be_kept(clone):
+    def put(name, content): (clone / name).parent.mkdir(parents=True, exist_ok=True); (clone / name).write_bytes(content)
+    kept = clone / "results" / "reference"
+    put(kept / "quick-world" / "scores" / "run.parquet", b"PAR1")
+    put(kept / "quick-world" / "tables" / "figure.png", b"PNG")
+    assert list(lint.check_files(clone)) == []
+    put(kept / "quick-world" / "scores" / "large.parquet", bytes(lint.MAX_KEPT + 1))
+    put(kept / "quick-world" / "crops.npy", b"")
+    put(kept / "quick-world" / "tables" / "marked.png", f"{lint.MARK}: bp4d".encode())
+    put(kept / "quick-bp4d" / "scores" / "run.parquet", b"PAR1")
+    found = sorted(Path(sentence.split()[0].rstrip(":")).name for sentence in lint.check_files(clone))
+    assert found == ["crops.npy", "large.parquet", "marked.png", "run.parquet"]
+
+
 def test_a_module_that_needs_torchvision_is_noticed(clone):
     assert list(lint.check_module_imports(clone)) == []
     (clone / "au_study" / "extra.py").write_text("import torchvision\n")
