@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from ..faces.frames import KEYS
 from ..files import Damaged, write_text
 from ..scoring.metrics import METRICS, metric_of
 from ..scoring.significance import holm
@@ -49,6 +50,7 @@ class Test:
     metric: str = ''                # key of METRICS
     item: tuple = ()                # items of the metric whose mean is compared
     more_than: dict = field(default_factory=dict)  # a second difference that is subtracted: study, row, minus, item
+    labels: str = 'same'            # that two rows are scored on: the 'same', or each its 'own' of the same frames
     cell: tuple = ()                # or: row and item of an analysis' table; * stands for anything
     minus_cell: tuple = ()          # subtracted cell
     than: float = 0                 # subtracted number
@@ -75,7 +77,7 @@ class Claim:
     note: str = ''      # what the tests are not
 
 # %% ../../nbs/study/48_claims.ipynb #fe42207a
-TEST_KEYS = ('study', 'direction', 'row', 'minus', 'metric', 'item', 'more_than', 'cell', 'minus_cell', 'than', 'margin', 'unit', 'interval', 'runs', 'published')
+TEST_KEYS = ('study', 'direction', 'row', 'minus', 'metric', 'item', 'more_than', 'labels', 'cell', 'minus_cell', 'than', 'margin', 'unit', 'interval', 'runs', 'published')
 UNITS = {'f1': 'points', 'icc31': 'ICC', 'mae': 'levels', 'abaw': 'score'}
 
 @lru_cache(maxsize=None)
@@ -103,6 +105,7 @@ def _rows_test(content, study, where):
     name = content.get('metric') or (study.metric if study.kind == 'scores' else 'f1')
     if name not in METRICS: raise ManifestError(f"{where}: metric {name!r}; expected one of {', '.join(METRICS)}")
     item = _listed(content.get('item') or metric_of(name).lead)
+    if content.get('labels', 'same') not in ('same', 'own'): raise ManifestError(f"{where}: labels are {content['labels']!r}; expected 'same', or 'own' where a cause that is turned moves the labels")
     second = dict(content.get('more_than') or {})
     check_keys(second, ['study', 'row', 'minus', 'item'], f'{where}, more_than')
     if second: second = {'study': content['study'], 'row': content['row'], 'minus': content['minus'], **second, 'item': _listed(second.get('item') or item)}
@@ -114,7 +117,7 @@ def _rows_test(content, study, where):
 
 def _cell_test(content, study, where):
     "Checks and defaults of a test of cells."
-    extra = [k for k in ('minus', 'item', 'metric', 'more_than') if k in content]
+    extra = [k for k in ('minus', 'item', 'metric', 'more_than', 'labels') if k in content]
     if extra: raise ManifestError(f"{where}: {', '.join(extra)} belongs to a test of rows; this one looks at a cell")
     if study.kind == 'scores': raise ManifestError(f"{where}: {study.name} is a study of scores; compare its rows with `row` and `minus`")
     for key in ('cell', 'minus_cell'):
@@ -243,7 +246,8 @@ class Drawn:
     values: np.ndarray   # [I], in printed units
     draws: np.ndarray    # [B, I]
     people: list         # subjects [S]
-    frames: str          # hash of the frames and labels that were scored
+    frames: str          # hash of the frames that were scored
+    labels: str          # hash of these with their labels
 
 def drawn_values(
     own: RowScores,         # one row, one seed
@@ -259,17 +263,19 @@ def drawn_values(
     np.add.at(sums, code, cells)
     weights, flat, step = subject_weights(people, n_boot, key), sums.reshape(len(people), -1), max(1, 4_000_000 // sums[0].size)
     parts = [metric.value((weights[i:i + step] @ flat).reshape(-1, *sums.shape[1:])) for i in range(0, n_boot, step)]
-    frames = str(pd.util.hash_pandas_object(own.truth, index=False).sum())
-    return Drawn(metric.items(names), metric.scale * metric.value(sums.sum(0)), metric.scale * np.concatenate(parts), list(people), frames)
+    frames, labels = (str(pd.util.hash_pandas_object(t, index=False).sum()) for t in (own.truth[list(KEYS)], own.truth))
+    return Drawn(metric.items(names), metric.scale * metric.value(sums.sum(0)), metric.scale * np.concatenate(parts), list(people), frames, labels)
 
 # %% ../../nbs/study/48_claims.ipynb #a260e10c
 def seed_effects(
     a: list[Drawn],         # row, one entry a seed
     b: list[Drawn],         # the row that is subtracted, same seeds
     item: tuple = ('Avg',), # items whose mean counts
+    labels: str = 'same',   # 'own': the labels of the same frames may differ, where they are what was turned
 ) -> tuple[np.ndarray, np.ndarray]:  # effects [R], draws [B, R]
-    "Difference of two rows for each seed; raises ValueError when they were scored on other frames or labels."
-    if len({d.frames for d in (*a, *b)}) > 1: raise ValueError('the two rows were scored on different frames or labels; they cannot be compared in pairs')
+    "Difference of two rows for each seed; raises ValueError when they were scored on other frames, or on other labels unasked."
+    if len({d.frames if labels == 'own' else d.labels for d in (*a, *b)}) > 1:
+        raise ValueError('the two rows were scored on different frames' + ' or labels' * (labels == 'same') + '; they cannot be compared in pairs')
     def mean(d, values): return values[..., [d.items.index(i) for i in item]].mean(-1)
     values = [mean(x, x.values) - mean(y, y.values) for x, y in zip(a, b, strict=True)]
     draws = [mean(x, x.draws) - mean(y, y.draws) for x, y in zip(a, b, strict=True)]
@@ -409,9 +415,9 @@ class Evidence:
         return self._drawn[key]
 
 # %% ../../nbs/study/48_claims.ipynb #984882d7
-def _pair(self: Evidence, study, row, minus, metric, item, seeds):
+def _pair(self: Evidence, study, row, minus, metric, item, seeds, labels='same'):
     "Effects by seed and draws of one difference."
-    return seed_effects(*([self.drawn(self.runs(study, r)[s], metric) for s in seeds] for r in (row, minus)), item)
+    return seed_effects(*([self.drawn(self.runs(study, r)[s], metric) for s in seeds] for r in (row, minus)), item, labels)
 
 def _seeds(self: Evidence, *places):
     "Seeds that all rows have."
@@ -447,10 +453,10 @@ def rows_effect(
     places = [[(s, r) for r in rows] for s, *rows in (own, other)]
     paired = other[0] == own[0]                                  # the same people and seeds
     seeds, there = [self.seeds(*places[0], *places[1])] * 2 if paired else [self.seeds(*p) for p in places]
-    values, draws = self.pair(*own, test.metric, test.item, seeds)
+    values, draws = self.pair(*own, test.metric, test.item, seeds, test.labels)
     about = {**self.about(test.study, test.row, test.metric, seeds[0]), 'unlearnt': self.unlearnt(*own, test.metric, test.item, seeds)}
     if not more: return effect_of(values, draws, **about)
-    beyond, drawn = self.pair(*other, test.metric, more['item'], there)
+    beyond, drawn = self.pair(*other, test.metric, more['item'], there, test.labels)
     about['unlearnt'] = about['unlearnt'] or self.unlearnt(*other, test.metric, more['item'], there)
     if paired: return effect_of(values - beyond, draws - drawn, **about)
     far = self.about(more['study'], more['row'], test.metric, there[0])
