@@ -15,11 +15,10 @@ from au_study.study.runs import RunStore
 from au_study.study.tables import study_table, write_table
 
 
-@pytest.fixture
-def batch(tmp_path):
+def finished(root, seeds=(0,)):
     "A finished batch of one study, two rows and two folds, as a results folder."
-    root, study = tmp_path / "results", load_study(STUDY)
-    plan, store = made_store(root, {BASE: 0.3, BETTER: 0.15}, seeds=(0,), people=10)
+    study = load_study(STUDY)
+    plan, store = made_store(root, {BASE: 0.3, BETTER: 0.15}, seeds=seeds, people=10)
     (data,) = plan.data
     for run, entry in plan.runs.items():
         protocol = json.loads((root / f"runs/{run}/run.json").read_text())["protocol"]
@@ -35,6 +34,10 @@ def batch(tmp_path):
     return plan, root
 
 
+@pytest.fixture
+def batch(tmp_path): return finished(tmp_path / "results")
+
+
 def test_the_command_keeps_a_batch_that_can_be_judged_again(batch, tmp_path, capsys):
     plan, root = batch
     report.main(["--results", str(root), "--keep", str(tmp_path / "kept")])
@@ -47,6 +50,25 @@ def test_the_command_keeps_a_batch_that_can_be_judged_again(batch, tmp_path, cap
     assert lines[0]["effect"].notna().sum() >= 3
     pd.testing.assert_frame_equal(*(t[["id", "verdict", "effect", "low", "high", "p"]] for t in lines))
     assert reference_ledger(tmp_path / "kept")[0] == "quick-world" and "batch `quick-world`" in held("au_rcnn", tmp_path / "kept")
+
+
+def test_a_batch_with_more_seeds_answers_beside_the_first(batch, tmp_path):
+    several, kept = finished(tmp_path / "several", seeds=(0, 1, 2)), {}
+    for plan, root in (batch, several):
+        judged = claims_table(plan, RunStore(root), load_claims(["au_rcnn"]), 2000)
+        kept[len({e["seed"] for e in plan.runs.values()})] = reference.keep(plan, root, tmp_path / "kept", judged)
+    assert {n: p.name for n, p in kept.items()} == {1: "quick-world", 3: "quick-world-3-seeds"}
+    assert kept_batches(tmp_path / "kept") == [kept[1], kept[3]] and json.loads((kept[3] / "machine.json").read_text())["batch"] == "quick-world-3-seeds"
+    name, lines = reference_ledger(tmp_path / "kept")
+    alone = pd.read_csv(kept[1] / "claims.csv")
+    assert name == "quick-world" and alone["id"].tolist() == lines["id"].tolist()
+    tested = alone["effect"].notna()
+    assert tested.sum() >= 3 and set(alone.loc[tested, "seeds"]) == {1} and set(lines.loc[tested, "seeds"]) == {3}
+    assert "supported" in set(lines["verdict"]) and "supported" not in set(alone.loc[tested, "verdict"])
+    assert "agrees (one seed)" in (shown := reference.seeds_beside(kept[1])) and "supported" in shown
+    machine = json.loads((kept[3] / "machine.json").read_text())
+    write(kept[3] / "machine.json", machine | {"code": ["another"]})          # seeds of other code say nothing about this one
+    assert set(reference_ledger(tmp_path / "kept")[1].loc[tested, "seeds"]) == {1} and "No batch with more seeds" in reference.seeds_beside(kept[1])
 
 
 def test_nothing_kept_tells_where_it_was_made(batch, tmp_path):

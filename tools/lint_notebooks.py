@@ -42,7 +42,7 @@ MAY_NAME_SUBJECTS = "data_manifests/splits/"
 
 MARK = "au_study-licensed"  # these two as in au_study.faces.privacy, which this file does not import: a git hook runs anywhere
 TRACE = "application/vnd.au-study.licensed+json"
-KEPT = re.compile(r"results/reference/[^/]+-world/(?:(?:scores|labels)/[^/]+\.parquet|tables/[^/]+\.(?:png|svg))")  # `au-study report --keep`, of a batch of the face world
+KEPT = re.compile(r"results/reference/[^/]+-world(?:-\d+-seeds)?/(?:(?:scores|labels)/[^/]+\.parquet|tables/[^/]+\.(?:png|svg))")  # `au-study report --keep`, of a batch of the face world
 MAX_KEPT = 100_000  # bytes of one such file
 MAX_PRINTED = 20_000  # characters of one output of a notebook that opened licensed faces; more may be pixels
 

@@ -210,10 +210,11 @@ def running_time(
     batches=(1, 32),        # images at a time, at the profile's size
     paper_batches=(1,),     # images at a time, for ResNet-18 at 224 px
     n_aus: int = 12,        # AUs
-    repeats: int = 10,      # rounds that count
+    repeats: int = 10,      # rounds that count; fewer in a profile that has few draws of anything
     seconds: float = 40,    # for each setting, about
 ) -> tuple:                 # table, no figure, note
     "Running time of RE-Net by the loop over AUs, in one pass, and of its baseline (RE-Net Sec. 4.7), on the CPU and on a GPU where there is one."
+    repeats = min(repeats, max(3, context.n_boot // 50))
     own = {k: v for k, v in (context.sizes.estimators.get('re_net') or {}).items() if k in ('width', 'depth', 'stride')}
     small = {'width': 1., 'depth': 1., 'stride': 16, **own, 'size': round(.875 * int(context.sizes.world.get('crop', 256)))}
     paper = {'width': 1., 'depth': 1., 'stride': 16, 'size': 224}

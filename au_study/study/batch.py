@@ -31,7 +31,7 @@ from .plan import Plan, make_plan, make_ready, table_holds, write_plan
 from .report import collect_tables, end_with_claims, read_failure, states, study_of, write_report
 from .runs import RunStore, code_hash, headline
 from .tables import brief, caveat, markdown, paper_name
-from .warm import warm_server
+from .warm import needed_modules, warm_server
 
 # %% ../../nbs/study/55_batch.ipynb #36c104ad
 def announce(
@@ -139,7 +139,7 @@ def snakemake_command(
     cores: int,             # processes or threads at a time
     executor: str = 'local',  # folder in workflow/profiles
     gpus: int = 0,          # places for runs on GPUs
-    only: str = 'everything',  # or 'data'
+    only: str = 'everything',  # data; runs (and tables); everything, with the report at the end
 ) -> list[str]:
     "The call of Snakemake for a plan."
     root = project_root()
@@ -243,17 +243,22 @@ def _run_snakemake(command, results, progress, environment):
 # %% ../../nbs/study/55_batch.ipynb #da0609ec
 def _make(plan, store, progress, command, environment):
     "First the data, which may show finished runs to be stale, then everything; Snakemake's exit code."
-    for only in ('data', 'everything'):
+    for only in ('data', 'runs'):        # the report is written by this process, all the time
         if only == 'data' and all(places('data', d, store.root)['final'].is_dir() for d in plan.data): continue
         sync_marks(plan, store.root)
         code = _run_snakemake(command(only), store.root, progress, environment)
         progress.update(running=only == 'data')
-        if only == 'everything': return code     # data that failed stop only what waits for them
+        if only == 'runs': return code     # data that failed stop only what waits for them
         stale = drop_stale(plan, store)
         if stale: print(f'{len(stale)} runs were made on other data and are made again.')
         write_plan(plan, store.root)
 
 # %% ../../nbs/study/55_batch.ipynb #f8e8f7e5
+def _modules(plan, store):
+    "What the server of a batch imports: the methods that are still to be trained, and analyses where there are some to be made."
+    left = [s for s in plan.studies if not places('studies', s, store.root)['final'].is_dir()]
+    return needed_modules({e['parameters']['estimator'] for r, e in plan.runs.items() if not store.done(r)}, any(plan.studies[s]['kind'] != 'scores' for s in left), plan.source == 'world')
+
 def run_batch(
     plan: Plan,               # what is asked for
     results: Path,            # results folder
@@ -271,7 +276,7 @@ def run_batch(
                    'AU_STUDY_GPUS': f'{gpus}x{plan.runs_per_gpu}' if executor == 'local' else '', 'AU_STUDY_DEVICES': str(plan.devices), 'AU_STUDY_CHECKED': '1', 'PYTHONUNBUFFERED': '1'}
     progress = Progress(plan, store, slots, quiet)
     try:
-        with warm_server(results / 'logs', executor == 'local' and not gpus, environment) as warm:
+        with warm_server(results / 'logs', executor == 'local' and not gpus, environment, _modules(plan, store)) as warm:
             code = _make(plan, store, progress, lambda only: snakemake_command(path, results, cores, executor, gpus * plan.runs_per_gpu, only), environment | warm)
     finally:
         progress.close()

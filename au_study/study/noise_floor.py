@@ -171,9 +171,10 @@ PAIRS = {'pixels minus landmarks': ('pixels', 'landmarks'), 'landmarks minus lan
 
 def noise_floor(
     context,             # faces of the study
-    repeats: int = 30,   # partitions, and seeds
+    repeats: int = 30,   # partitions, and seeds; fewer in a profile that has few draws of anything
 ) -> tuple:              # table, figure, note
     "Spread of F1 over partitions, seeds, epochs, thresholds and crops, beside the differences that papers report."
+    repeats = min(repeats, max(5, context.n_boot // 20))
     faces = context.faces
     who, y = faces.frames['subject'].to_numpy(), faces.labels()
     if len(set(who)) < 6: raise ValueError(f'{len(set(who))} subjects can\'t be split into three folds with inner subjects; six are needed at least.')

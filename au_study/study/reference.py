@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'SMALL_FIGURE', 'SMALL_SCORES', 'NONE', 'rounded', 'write_small', 'read_small', 'commit', 'made_on', 'took',
-           'machine', 'runs_list', 'keep', 'size', 'unfold', 'batch_words', 'tables_of', 'verdicts_in']
+           'machine', 'runs_list', 'kept_name', 'keep', 'size', 'unfold', 'batch_words', 'tables_of', 'seeds_beside',
+           'verdicts_in']
 
 # %% ../../nbs/study/53_reference.ipynb #448ca9c5
 import json
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -24,9 +26,9 @@ from ..files import whole_folder, write_text
 from ..faces.frames import KEYS
 from .claims import count_verdicts
 from .data import read_record
-from .held import Shown
+from .held import Shown, ledger_of, more_seeds_of, numbers
 from .launch import places
-from .manifests import project_root
+from .manifests import ManifestError, load_profile, project_root
 from .plan import Plan, read_plan
 from .runs import RunStore, code_hash, environment, headline
 from .tables import markdown, paper_name
@@ -104,7 +106,7 @@ def machine(
     where = [store.read(r, 'environment') for r in done]
     def each(key): return [k for k, _ in Counter(json.dumps(e[key]) for e in where).most_common()]
     tables = sum((places('studies', s, results)['final'] / 'table.csv').exists() for s in plan.studies)
-    return {'batch': plan.name, 'profile': plan.profile, 'about': plan.title, 'data': 'world' if plan.source == 'world' else 'real', 'machines': made_on(where),
+    return {'batch': kept_name(plan), 'profile': plan.profile, 'about': plan.title, 'data': 'world' if plan.source == 'world' else 'real', 'machines': made_on(where),
             'threads': [json.loads(t) for t in each('threads')],
             'python': [json.loads(p) for p in each('python')], 'packages': [json.loads(p) for p in each('packages')], 'code': [json.loads(c) for c in each('code')],
             'commit': commit() if {e['code'] for e in where} == {code_hash()} else '',
@@ -162,6 +164,13 @@ def _keep_scores(plan, store, aside):
     return left
 
 # %% ../../nbs/study/53_reference.ipynb #e786442b
+def kept_name(plan: Plan) -> str:
+    "Name of the batch; one with more seeds than the profile says stands beside the other."
+    seeds = {e['seed'] for e in plan.runs.values()}
+    try: usual = load_profile(plan.profile).seeds
+    except ManifestError: usual = seeds      # a profile of one's own, which may have gone
+    return plan.name + (f'-{len(seeds)}-seeds' if len(seeds) > len(usual) else '')
+
 def keep(
     plan: Plan,           # a batch
     results: Path,        # results folder in which it was made
@@ -171,7 +180,7 @@ def keep(
     "Keep what is small of a batch; raises ValueError where no run is done, or where it is more than LIMIT bytes without its scores."
     results, store = Path(results), RunStore(results)
     if not any(map(store.done, plan.runs)): raise ValueError(f'{plan.name}: no run is done, so there is nothing to keep; `au-study reproduce --profile {plan.profile}` makes the results')
-    final = (Path(folder) if folder else project_root() / 'results/reference') / plan.name
+    final = (Path(folder) if folder else project_root() / 'results/reference') / kept_name(plan)
     with whole_folder(final, replace=True) as aside:
         synthetic = plan.source == 'world'
         left = _keep_tables(plan, results, aside, synthetic) + _keep_scores(plan, store, aside)
@@ -264,11 +273,27 @@ def tables_of(
         parts.append('\n'.join([f"**{entry['place'][:1].upper()}{entry['place'][1:]}: {entry['title']}**", '', *_shorter(shown, most, entry['study'])]))
     return Shown('\n\n'.join(parts) or 'No study of this paper was part of the batch.')
 
+def seeds_beside(
+    kept: Path | None,  # folder of a batch; None: there is none
+    most: int = 80,     # characters of a claim
+) -> Shown:
+    "Batches with more seeds beside it: where they were made, and claims as the batch alone judges them and as they do, as Markdown."
+    if kept is None: return Shown(NONE)
+    path = Path(kept) / 'claims.csv'
+    more = more_seeds_of(Path(kept))
+    if not path.exists() or not more: return Shown('No batch with more seeds is kept.')
+    alone, pooled = pd.read_csv(path), ledger_of(path)
+    def about(line): return textwrap.shorten(f'{line.says}' + (f' ({line.label})' if isinstance(line.label, str) else ''), most, placeholder=' …')
+    def judged(line): return f'{numbers(line).partition(";")[0]}: {line.verdict}'
+    lines = [(paper_name(b.paper), about(b), judged(a), judged(b), f'{b.seeds:.0f}') for a, b in zip(alone.itertuples(), pooled.itertuples()) if b.seeds > a.seeds]
+    table = markdown(pd.DataFrame(lines, columns=['paper', 'claim', 'this batch', 'with more seeds', 'seeds']))
+    return Shown('\n\n'.join([*map(batch_words, more), table]))
+
 def verdicts_in(
     kept: Path | None,  # folder of a batch; None: there is none
 ) -> Shown:
     "How many tests of each paper's claims have each verdict, as Markdown."
     if kept is None or not (Path(kept) / 'claims.csv').exists(): return Shown(NONE if kept is None else 'No claims were judged on this batch.')
-    ledger = pd.read_csv(Path(kept) / 'claims.csv')
+    ledger = ledger_of(Path(kept) / 'claims.csv')
     counts = pd.DataFrame({paper_name(p): count_verdicts(own) for p, own in ledger.groupby('paper', sort=False)}).T
     return Shown(markdown(counts.loc[:, counts.any()].rename_axis('paper').reset_index().astype(str)))

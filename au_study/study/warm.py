@@ -6,9 +6,11 @@
 __all__ = ['NEEDED', 'PROVISIONER', 'module_call', 'Server', 'needed_modules', 'main', 'Forked', 'start', 'warm_server']
 
 # %% ../../nbs/study/33_warm.ipynb #da76cd12
+import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -19,6 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -135,23 +138,57 @@ def _become(request):
     torch.default_generator.seed()
     module, *arguments = request['call']
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name='__main__', alter_sys=True)
+    _end(_exit_code(module))
+
+def _exit_code(module):
+    "Run a module to its end, as the interpreter would, and say with what code."
+    try: runpy.run_module(module, run_name='__main__', alter_sys=True)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int): return (end.code or 0) & 0xff
+        print(end.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        return -signal.SIGINT
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+def _end(code):
+    "End without taking apart all that was imported, which would take half a second: threads are waited for, exit functions called and open files written out."
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for file in [o for o in gc.get_objects() if issubclass(type(o), io.IOBase)] + [sys.stdout, sys.stderr]:      # what came with the server is frozen, and not among them
+        with contextlib.suppress(Exception):
+            if not file.closed and file.writable(): file.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 # %% ../../nbs/study/33_warm.ipynb #eadefb27
 NEEDED = ('papermill.cli', 'ipykernel.kernelapp', 'ipykernel.zmqshell', 'matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'seaborn',
-          'pandas.plotting._matplotlib', 'pyarrow.dataset', 'pyarrow.parquet', 'lightning_fabric',
+          'pandas.plotting._matplotlib', 'pyarrow.dataset', 'pyarrow.parquet', 'torch',
           'au_study.study.data', 'au_study.study.runs', 'au_study.study.analysis', 'au_study.study.tables', 'au_study.study.statistics')
 
-def needed_modules() -> list[str]:
-    "Modules that a server imports before it serves."
-    named = {e.value.partition(':')[0] for kind in ('estimators', 'statistics', 'analyses') for e in entry_points(group=f'au_study.{kind}')}
-    return [*NEEDED, *sorted(m for m in named if m.startswith('au_study.'))]
+def needed_modules(
+    estimators: set[str] | None = None,  # names that a batch trains; None: all
+    analyses: bool = True,               # whether it has tables or figures of its own making
+    world: bool = True,                  # whether its faces are rendered
+) -> list[str]:
+    "Modules that a server imports before it serves: half of the seconds are those of methods, which a batch without them needn't spend."
+    found = [e for kind in ('estimators', *(('statistics', 'analyses') if analyses else ())) for e in entry_points(group=f'au_study.{kind}')]
+    named = {e.value.partition(':')[0] for e in found if not (e.group == 'au_study.estimators' and estimators is not None and e.name not in estimators)}
+    methods = sorted(m for m in named if m.startswith('au_study.'))
+    return [*NEEDED, *(['au_study.world.world'] if world else []), *(['lightning_fabric'] if estimators is None or estimators else []), *methods]
 
-def main(door: str):
-    "Serve until killed; `python -m au_study.study.warm DOOR`, where DOOR is the file descriptor of a listening socket."
+def main(door: str, *modules: str):
+    "Serve until killed; `python -m au_study.study.warm DOOR MODULE...`, where DOOR is the file descriptor of a listening socket."
     os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')   # what a kernel would set before the import
     server = Server(socket.socket(fileno=int(door)))    # remembers the age of the code that is imported now
-    for module in needed_modules(): importlib.import_module(module)
+    for module in modules: importlib.import_module(module)
+    if world := sys.modules.get('au_study.world.world'): world.source_hash()     # a third of a second, otherwise once a child
     gc.collect()
     gc.freeze()                 # what is here now stays shared between the children
     _become(server.run())
@@ -216,6 +253,7 @@ def warm_server(
     folder: str | Path,   # for the server's log
     wanted: bool = True,  # False: an empty environment, no server
     env: dict | None = None,  # environment of the server
+    modules: list[str] | None = None,  # that it imports; None: `needed_modules()`
 ):  # yields environment additions for those who shall start warm
     "A server for the length of a block."
     known = any(e.name == PROVISIONER for e in entry_points(group='jupyter_client.kernel_provisioners'))
@@ -228,7 +266,7 @@ def warm_server(
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(address)
             door.listen(64)                     # whoever asks from now on waits until the server has imported everything
-            server = subprocess.Popen([sys.executable, '-m', 'au_study.study.warm', str(door.fileno())], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            server = subprocess.Popen([sys.executable, '-m', 'au_study.study.warm', str(door.fileno()), *(needed_modules() if modules is None else modules)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                       pass_fds=[door.fileno()], start_new_session=True, env=env, preexec_fn=die_with_parent)
         try: yield {'AU_STUDY_WARM': address, 'JUPYTER_DEFAULT_PROVISIONER_NAME': PROVISIONER}
         finally:
@@ -236,4 +274,4 @@ def warm_server(
             server.wait()
 
 # %% ../../nbs/study/33_warm.ipynb #1ce2eee0
-if __name__ == '__main__' and '__file__' in globals(): main(sys.argv[1])   # not in a notebook
+if __name__ == '__main__' and '__file__' in globals(): main(*sys.argv[1:])   # not in a notebook

@@ -398,13 +398,18 @@ Cohort._latent, Cohort._mix, Cohort._draw, Cohort._measure, Cohort._match = _lat
 _COHORTS: dict = {}  # the last few cohorts, so that label tables of one world share the work
 
 
+def _key(preset, seed):
+    "What decides who does what; how faces look and how they are coded doesn't."
+    drop = ("sources", "title", "coder", "scene", "face")
+    return json.dumps({k: v for k, v in asdict(preset).items() if k not in drop}, sort_keys=True), seed
+
+
 def cohort(
     preset: Preset,
     seed: int = 0,
 ) -> Cohort:
     "The matched cohort of (preset, seed); the last two are kept in memory."
-    drop = ("sources", "title", "coder", "scene", "face")
-    key = (json.dumps({k: v for k, v in asdict(preset).items() if k not in drop}, sort_keys=True), seed)
+    key = _key(preset, seed)
     if key not in _COHORTS:
         while len(_COHORTS) >= 2: _COHORTS.pop(next(iter(_COHORTS)))
         _COHORTS[key] = Cohort(preset, seed)
@@ -510,6 +515,9 @@ def _sizes(preset, subjects, videos, frames, stride):
     return S, V, T, replace(preset, subjects=max(S, preset.subjects), videos=max(V, preset.videos), frames=max(span, preset.frames))
 
 
+_SIMULATED = {}  # the last few tables: worlds that differ in faces, coders or pictures alone share their truth
+
+
 def simulate_labels(
     preset: Preset | str,  # a preset or its name
     subjects: int | None = None,  # how many; None: the full cohort
@@ -521,6 +529,8 @@ def simulate_labels(
     "Simulate what the faces of a world do; raises PresetError for impossible sizes."
     preset = load_preset(preset) if isinstance(preset, str) else preset
     S, V, T, whole = _sizes(preset, subjects, videos, frames, stride)
+    key = (*_key(whole, seed), S, V, T, stride)
+    if key in _SIMULATED: return _SIMULATED[key].copy()
     made = cohort(whole, seed)
     rows = (np.arange(S)[:, None] * whole.videos + np.arange(V)).ravel()  # videos of the cohort, subject-major
     at = np.arange(T) * stride
@@ -529,7 +539,11 @@ def simulate_labels(
         curves[WORLD_AUS.index(au)] = np.maximum(curves[WORLD_AUS.index(au)], curves[k])
     keys = dict(subject=np.repeat(subject_names(S), V * T), video=np.tile(np.repeat([f"V{v + 1}" for v in range(V)], T), S),
                 frame=np.tile(at, S * V))
-    return pd.DataFrame({**keys, **{f"AU{a}": curves[k].reshape(-1) for k, a in enumerate(WORLD_AUS)}})
+    table = pd.DataFrame({**keys, **{f"AU{a}": curves[k].reshape(-1) for k, a in enumerate(WORLD_AUS)}})
+    if len(table) > 100_000: return table
+    while len(_SIMULATED) >= 4: _SIMULATED.pop(next(iter(_SIMULATED)))
+    _SIMULATED[key] = table
+    return table.copy()
 
 # %% ../../nbs/world/40_dynamics.ipynb #a0001b1f
 @dataclass(frozen=True)
