@@ -32,7 +32,7 @@ from au_study.training.batches import blob_faces
 from au_study.training.loop import write_checkpoint
 
 KILLS = int(os.environ.get("AU_STUDY_DRILLS", 2))
-STUDY = SLOW.replace("seconds: 1.2", "seconds: 0.05")
+STUDY = SLOW.replace("seconds: 0.3", "seconds: 0.05")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 "Licensed faces: refused, marked and traced in a real kernel, kept out of commits; and tools/lint_notebooks.py knows the same marks as the package."
 import inspect
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def run(*sources, folder):
     "Execute cells in a kernel of their own; the notebook as stored."
     path = folder / "planted.ipynb"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}     # a kernel chooses how it shows figures
+    NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute(env=environment)
     nbformat.write(notebook, path)
     subprocess.run([sys.executable, "-c", f"from nbdev.clean import nbdev_clean; nbdev_clean(fname={str(path)!r}, disp=False)"], cwd=ROOT, check=True)
     return lint.read(path)

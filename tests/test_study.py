@@ -223,8 +223,8 @@ dataset: blobs
 reference: plain
 protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
 rows:
-  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 1.2}}
-  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 1.2, shift: 0.5}}
+  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.3}}
+  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.3, shift: 0.5}}
   quoted: {published_only: not ours}
 """
 
@@ -294,9 +294,10 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
 
     def training(): return any((results / "work/runs").glob("*/train/*"))
     first = begin(place, "broken")
-    wait_for(training, 240, "a training to begin")
+    wait_for((results / "work").exists, 240, "a batch to begin")
     second = reproduce(place, "broken")
     assert second.returncode == 2 and "being worked on by process" in second.stderr
+    wait_for(training, 240, "a training to begin")
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "goes on from there" in said, said
@@ -335,7 +336,7 @@ def test_data_that_cannot_be_made_do_not_stop_the_rest(place):
     crops = bytearray((torn / "crops.npy").read_bytes())
     crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
     (torn / "crops.npy").write_bytes(crops)
-    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 1.2", "seconds: 0.0"))
+    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 0.3", "seconds: 0.0"))
     (place / "torn.yaml").write_text((place / "tiny.yaml").read_text().replace("dataset: blobs", "dataset: torn"))
     words = call(place, "results")
     words.insert(words.index("--profile"), str(place / "torn.yaml"))
@@ -376,7 +377,7 @@ def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
 
 
 def test_a_failing_run_does_not_stop_the_others(place):
-    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 1.2", "seconds: 0.0"))
+    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.3", "seconds: 0.0"))
     (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")
     done = reproduce(place, "results")
     assert done.returncode == 1

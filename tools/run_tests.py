@@ -25,7 +25,8 @@ from au_study.study.warm import start, warm_server
 TIMES = ROOT / "build" / "test_seconds.json"
 SMOKE = ROOT / "build" / "smoke"  # results of the studies; made anew each time
 STAGES = ("lint", "notebooks", "studies", "pytest")
-GUESS = {"lint": 30.0, "studies": 480.0, "pytest": 180.0}  # seconds, where nothing was measured yet; 8 for a notebook
+GUESS = {"lint": 20.0, "studies": 300.0, "pytest": 420.0}  # seconds, where nothing was measured yet
+NOTEBOOK = 5.0  # the same of a notebook
 LIMIT = 600  # seconds after which a notebook is stopped; library notebooks take a few
 
 
@@ -77,14 +78,14 @@ def test_notebook(path: Path, environment: dict[str, str]) -> tuple[bool, str, f
 def run_notebooks(times: dict[str, float], workers: int) -> bool:
     "Every notebook, slowest first, `workers` at a time."
     paths = {str(p.relative_to(ROOT / "nbs").with_suffix("")): p for p in all_notebooks()}
-    waiting = sorted(paths, key=lambda name: -times.get(name, 8.0))
+    waiting = sorted(paths, key=lambda name: -times.get(name, NOTEBOOK))
     environment, failures, done = notebook_environment(workers), {}, 0
     with warm_server(TIMES.parent, env=environment) as warm, ThreadPoolExecutor(workers) as pool:
         os.environ |= {"AU_STUDY_WARM": warm.get("AU_STUDY_WARM", "")}
         runs = {pool.submit(test_notebook, paths[name], environment): name for name in waiting}
         for run in as_completed(runs):
             name, (ok, log, seconds) = runs[run], run.result()
-            left = sum(times.get(n, 8.0) for f, n in runs.items() if not f.done()) / workers
+            left = sum(times.get(n, NOTEBOOK) for f, n in runs.items() if not f.done()) / workers
             times[name], done = seconds, done + 1
             print(f"  {done:3d}/{len(paths)} {'ok    ' if ok else 'FAILED'} {name} {seconds:.0f} s"
                   + (f" (about {minutes(left)} left)" if done % 5 == 0 and left else ""), flush=True)
@@ -115,7 +116,7 @@ def run_studies(times: dict[str, float], workers: int) -> bool:
     "Every study of every paper from nothing, in seconds a run: each must end in its table, with the cells that claims look at. The tables are in a log."
     shutil.rmtree(SMOKE, ignore_errors=True)
     SMOKE.mkdir(parents=True)
-    command = [sys.executable, "-m", "au_study.study.cli", "reproduce", "--all", "--profile", "smoke", "--results", str(SMOKE), "--cores", str(workers)]
+    command = [sys.executable, "-m", "au_study.study.cli", "reproduce", "--all", "--profile", "smoke", "--results", str(SMOKE), "--cores", str(workers + 1)]     # a fifth of a run is waiting
     with open(SMOKE / "tables.txt", "w") as tables:
         code = subprocess.run(command, cwd=ROOT, stdout=tables).returncode
     made, wanted = {p.stem for p in (SMOKE / "tables").glob("*/*.csv")}, {p.stem for p in (ROOT / "data_manifests" / "studies").glob("*.yaml")}
@@ -129,8 +130,8 @@ def run_studies(times: dict[str, float], workers: int) -> bool:
 
 
 def run_pytest(times: dict[str, float], workers: int) -> bool:
-    "pytest, its tests shared out between the workers; its closing line is the last that is printed."
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=8", "-n", str(workers), "tests"], cwd=ROOT).returncode == 0
+    "pytest, its tests shared out between one process more than there are workers, since a third of them is waiting; its closing line is the last that is printed."
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers + 1), "--dist", "loadgroup", "tests"], cwd=ROOT).returncode == 0
 
 
 def main() -> None:
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="stages to run (default all)")
     options = parser.parse_args()
     times, beginning, failed = remembered(), time.monotonic(), []
-    expected = {"notebooks": sum(times.get(str(p.relative_to(ROOT / "nbs").with_suffix("")), 8.0) for p in all_notebooks()) / options.workers}
+    expected = {"notebooks": sum(times.get(str(p.relative_to(ROOT / "nbs").with_suffix("")), NOTEBOOK) for p in all_notebooks()) / options.workers}
     expected = {stage: times.get(stage, GUESS.get(stage, expected["notebooks"])) for stage in STAGES} | expected
     for number, stage in enumerate(options.only, 1):
         left = sum(expected[s] for s in options.only[number - 1:])

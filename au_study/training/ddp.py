@@ -181,16 +181,25 @@ def _end(group):
         process.wait()
 
 
+def _lost(group, folder, rank=None, patience=1.0):
+    "An account of a process that ended without an answer: the others fail for its sake, and often a moment before its end is seen. None if there is none."
+    until = time.monotonic() + patience
+    while rank is None and time.monotonic() < until:
+        rank = next((r for r, p in enumerate(group) if p.poll() is not None and not (folder / f"{r}.answer").exists()), None)
+        time.sleep(0.02)
+    if rank is not None: return RuntimeError(f"Process {rank} of {len(group)} ended with code {group[rank].returncode} and without an answer. "
+                                             "If it was killed, it may have been for memory: lower batch_size, or devices.")
+
+
 def _answer(group, folder):
     "Wait until all are done or one has failed; the first one's result."
     waiting, result = dict(enumerate(group)), None
     while waiting:
         for rank in [r for r, p in waiting.items() if p.poll() is not None]:
-            code, file = waiting.pop(rank).returncode, folder / f"{rank}.answer"
-            if not file.exists(): raise RuntimeError(f"Process {rank} of {len(group)} ended with code {code} and without an answer. "
-                                                     "If it was killed, it may have been for memory: lower batch_size, or devices.")
-            fine, found = pickle.loads(file.read_bytes())
-            if not fine: raise found
+            waiting.pop(rank)
+            file = folder / f"{rank}.answer"
+            fine, found = pickle.loads(file.read_bytes()) if file.exists() else (False, None)
+            if not fine: raise _lost(group, folder, rank if found is None else None) or found
             if rank == 0: result = found
         time.sleep(0.02)
     return result
