@@ -7,7 +7,6 @@ FIRST = ("test_drills", "test_study", "test_own_method", "test_world", "test_ddp
 def rank(item): return FIRST.index(name) if (name := item.path.stem) in FIRST else len(FIRST)
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (rank(item), "place" not in getattr(item, "fixturenames", ())))
     for item in items:
