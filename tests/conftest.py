@@ -1,13 +1,6 @@
-"Order of the tests: those that run whole batches come first, so that no worker is left alone with one at the end; drills share one undisturbed batch, hence one worker."
-import pytest
+"Order of the tests: files that run batches or render faces come first, so that none is left for a lonely worker at the end. A file stays with one worker, which makes its fixtures once."
 
-FIRST = ("test_drills", "test_study", "test_own_method", "test_world", "test_ddp", "test_training", "test_prepare", "test_datasets", "test_privacy")
-
-
-def rank(item): return FIRST.index(name) if (name := item.path.stem) in FIRST else len(FIRST)
+FIRST = ("test_drills", "test_study", "test_world", "test_datasets", "test_prepare", "test_own_method", "test_re_net", "test_ddp", "test_training", "test_privacy", "test_static_dynamic", "test_published")
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: (rank(item), "place" not in getattr(item, "fixturenames", ())))
-    for item in items:
-        if item.path.stem == "test_drills" and "place" in item.fixturenames: item.add_marker(pytest.mark.xdist_group("drills"))
+def pytest_collection_modifyitems(items): items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))

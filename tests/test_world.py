@@ -54,7 +54,7 @@ def test_another_seed_is_another_world(tiny, tmp_path):
 
 
 def test_killed_rendering_resumes_to_the_same_faceset(tmp_path):
-    sizes = dict(subjects=6, videos=2, frames=60, stride=7, crop=48)
+    sizes = dict(subjects=6, videos=1, frames=50, stride=7, crop=48)
     code = f"from au_study.world import FaceWorld; FaceWorld('bp4d').faceset({sizes!r}, cache_dir={str(tmp_path / 'a')!r}, batch=16, progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 240

@@ -131,7 +131,7 @@ def run_studies(times: dict[str, float], workers: int) -> bool:
 
 def run_pytest(times: dict[str, float], workers: int) -> bool:
     "pytest, its tests shared out between one process more than there are workers, since a third of them is waiting; its closing line is the last that is printed."
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers + 1), "--dist", "loadgroup", "tests"], cwd=ROOT).returncode == 0
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers + 1), "--dist", "loadfile", "--no-loadscope-reorder", "tests"], cwd=ROOT).returncode == 0
 
 
 def main() -> None:

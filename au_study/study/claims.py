@@ -659,7 +659,7 @@ def with_more_seeds(
     others: list[pd.DataFrame],   # of batches of the same data, profile and code, in which some studies have more seeds
 ) -> pd.DataFrame:                # lines and order of `ledger`
     "Each question as the batch with the most seeds answers it, corrected anew over all of them."
-    def keyed(table): return table.set_index(table[TEST_KEY].fillna('').astype(str).agg('|'.join, axis=1))
+    def keyed(table): return table.set_index(table[TEST_KEY].astype(object).fillna('').astype(str).agg('|'.join, axis=1))
     def inside(line):       # where p is small, the effect itself tells the side
         low, high = region(line.direction, line.margin)
         return low < line.effect < high

@@ -266,7 +266,8 @@ def warm_server(
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(address)
             door.listen(64)                     # whoever asks from now on waits until the server has imported everything
-            server = subprocess.Popen([sys.executable, '-m', 'au_study.study.warm', str(door.fileno()), *(needed_modules() if modules is None else modules)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            names = needed_modules() if modules is None else modules
+            server = subprocess.Popen([sys.executable, '-m', 'au_study.study.warm', str(door.fileno()), *names], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                       pass_fds=[door.fileno()], start_new_session=True, env=env, preexec_fn=die_with_parent)
         try: yield {'AU_STUDY_WARM': address, 'JUPYTER_DEFAULT_PROVISIONER_NAME': PROVISIONER}
         finally:
