@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from test_study import STUDY as SLOW
-from test_study import begin, below, call, checkout, environment, reproduce, tables, wait_for  # noqa: F401
+from test_study import begin, below, checkout, reproduce, server, tables, wait_for  # noqa: F401
 from tiny_estimator import Tiny
 
 from au_study.faces.faceset import FaceSet
@@ -32,7 +32,7 @@ from au_study.training.batches import blob_faces
 from au_study.training.loop import write_checkpoint
 
 KILLS = int(os.environ.get("AU_STUDY_DRILLS", 2))
-STUDY = SLOW.replace("seconds: 0.3", "seconds: 0.05")
+STUDY = SLOW.replace("seconds: 0.1", "seconds: 0.05")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def flip(path, at=0.5):
 
 # --- killed ------------------------------------------------------------------------------------------------------------------------
 
-def test_killed_at_random_moments(place):
+def test_killed_at_random_moments(place, server):  # noqa: F811
     "kill -9 of the batch, or of any process below it; afterwards nothing runs on, and the same call ends in the same bytes."
     rng, results, seconds = random.Random(KILLS), place / "killed", float((place / "seconds").read_text())
     for _ in range(KILLS):
@@ -87,8 +87,8 @@ def test_killed_at_random_moments(place):
             except ProcessLookupError: pass
         batch.communicate(timeout=900)       # a batch that has lost a notebook goes on to its end
         wait_for(lambda: not below(results), 30, "all processes to end")
-    done = reproduce(place, "killed")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = reproduce(place, "killed", server=server)
+    assert done.returncode == 0, done.stdout
     equal(place, "killed")
 
 
@@ -108,7 +108,7 @@ def small_disk(tmp_path):
     for folder in mounted: subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
-def test_a_full_disk_stops_the_batch_and_room_lets_it_go_on(place, small_disk):
+def test_a_full_disk_stops_the_batch_and_room_lets_it_go_on(place, server, small_disk):  # noqa: F811
     disk = small_disk(64_000)
     (place / "full").symlink_to(disk)
     batch = begin(place, "full")
@@ -121,8 +121,8 @@ def test_a_full_disk_stops_the_batch_and_room_lets_it_go_on(place, small_disk):
     assert batch.returncode in (1, 2) and "No space left on device" in said, said    # a run found no room, or the batch itself
     assert not tables(place, "full")
     (disk / "ballast").unlink()
-    done = reproduce(place, "full")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = reproduce(place, "full", server=server)
+    assert done.returncode == 0, done.stdout
     equal(place, "full")
 
 
@@ -186,7 +186,7 @@ def test_a_torn_line_of_timings_hurts_nobody(tmp_path):
 
 # --- flipped bits ------------------------------------------------------------------------------------------------------------------
 
-def test_flipped_bits_are_found_and_mended_whatever_the_clock_says(place):
+def test_flipped_bits_are_found_and_mended_whatever_the_clock_says(place, server):  # noqa: F811
     "A bit in the scores, one in a record's fingerprint: the next call makes these again, and only these, though all files are from next year (a clock that was set back)."
     results = copied(place, "flipped")
     child = next(p.parents[1] for p in (results / "runs").glob("*/weights/parent.json"))
@@ -196,8 +196,8 @@ def test_flipped_bits_are_found_and_mended_whatever_the_clock_says(place):
     next_year = time.time() + 365 * 86400
     for root in (results, place / "data"):
         for path in (root, *root.rglob("*")): os.utime(path, (next_year, next_year))
-    done = reproduce(place, "flipped")
-    assert done.returncode == 0 and "2 results were damaged on disk and are made again" in done.stdout, done.stdout + done.stderr
+    done = reproduce(place, "flipped", server=server)
+    assert done.returncode == 0 and "2 results were damaged on disk and are made again" in done.stdout, done.stdout
     equal(place, "flipped")
     assert all(p.stat().st_mtime > next_year - 86400 for p in parent.rglob("*")), "a good run is not thrown away for a bad record"
 

@@ -51,9 +51,10 @@ def draw(folder, subjects=SUBJECTS, videos=VIDEOS, frames=FRAMES, side=SIDE):
 
 
 class Slow(ImageFolder):
-    "Pictures that take their time."
+    "Pictures that take their time; while the file stands that PREPARE_HELD names, they don't come at all."
     def read(self, numbers=None, reduce=None):
         for frame in super().read(numbers, reduce):
+            while (held := os.environ.get("PREPARE_HELD")) and os.path.exists(held): time.sleep(.01)
             time.sleep(.004)
             yield frame
 
@@ -117,10 +118,11 @@ print("end", flush=True)
 """
 
 
-def begin(tree, out, mark):
-    "A process that prepares, known by a mark in its environment; returns when it begins."
+def begin(tree, out, mark, held=""):
+    "A process that prepares, known by a mark in its environment; returns when it begins. It waits while a file `held` is there."
+    if held: held.touch()
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tree), str(out), os.path.dirname(__file__)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env={**os.environ, "PREPARE_MARK": mark})
+                               stderr=subprocess.PIPE, env={**os.environ, "PREPARE_MARK": mark, "PREPARE_HELD": str(held)})
     assert process.stdout.readline() == b"begin\n", process.stderr.read().decode()
     return process
 
@@ -171,7 +173,7 @@ def test_killed_again_and_again_it_still_ends(tree, whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_leaves_no_process(tree, whole, tmp_path, number):
     mark = uuid.uuid4().hex
-    process = begin(tree, tmp_path / "set", mark)
+    process = begin(tree, tmp_path / "set", mark, tmp_path / "held")     # or a fast machine is done before it is asked
     end = time.monotonic() + 20
     while len(alive(mark)) < 3 and time.monotonic() < end: time.sleep(.01)
     assert len(alive(mark)) == 3  # two workers
@@ -194,10 +196,11 @@ def test_a_dead_worker_is_named_and_nothing_is_lost(tree, whole, tmp_path):
 
 def test_a_second_writer_is_refused(tree, tmp_path):
     mark = uuid.uuid4().hex
-    process = begin(tree, tmp_path / "set", mark)
+    process = begin(tree, tmp_path / "set", mark, tmp_path / "held")
     deadline = time.monotonic() + 10
     while not (tmp_path / "set.preparing/plan.json").exists() and time.monotonic() < deadline: time.sleep(.01)
     with pytest.raises(PrepareError, match=f"Another process .*process {process.pid}.* is preparing set"): prepare(Folders(tree), tmp_path / "set", **OPTIONS)
+    (tmp_path / "held").unlink()
     assert process.wait(60) == 0
     assert prepare(Folders(tree), tmp_path / "set", **OPTIONS).reused == 6
 

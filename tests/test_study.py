@@ -24,6 +24,7 @@ from au_study.study.plan import make_plan
 from au_study.study.protocol import ProtocolMismatch, one_protocol, protocol_of
 from au_study.study.runs import FILES, RunStore, make_run, parent_of
 from au_study.study.tables import published_values
+import au_study.study.warm as warm
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -223,13 +224,13 @@ dataset: blobs
 reference: plain
 protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
 rows:
-  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.3}}
-  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.3, shift: 0.5}}
+  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.1}}
+  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.1, shift: 0.5}}
   quoted: {published_only: not ours}
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
     "A copy of all that a batch reads: a study's id holds the hash of these files, and they may be edited while the tests run."
     copy = tmp_path_factory.mktemp("check out")
@@ -246,20 +247,40 @@ def place(tmp_path, checkout):
     return tmp_path
 
 
-def call(place, results, study="tiny.yaml", *more):
+def call(place, results, *studies):
     "The command line of a batch."
-    return [sys.executable, "-m", "au_study.study.cli", "reproduce", str(place / study), "--profile", str(place / "small.yaml"), "--data", str(place / "data"),
-            "--results", str(place / results), "--cores", "2", *more]
+    return [sys.executable, "-m", "au_study.study.cli", "reproduce", *(str(place / s) for s in studies or ["tiny.yaml"]), "--profile", str(place / "small.yaml"), "--data", str(place / "data"),
+            "--results", str(place / results), "--cores", "2"]
+
+
+def search_path(code): return os.pathsep.join([str(code), str(HERE)])
 
 
 def environment(place):
     code = str((place / "code").resolve())
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([code, str(HERE)]), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": search_path(code), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
 
 
-def reproduce(place, results):
-    "A batch that runs to its end."
-    return subprocess.run(call(place, results), env=environment(place), cwd=place, capture_output=True, text=True)
+def reproduce(place, results, *studies, server=None):
+    "A batch that runs to its end, with whatever it said; nothing of it is imported anew where there is a server."
+    words, env = call(place, results, *studies), environment(place)
+    if server is None: return subprocess.run(words, env=env, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with open(place / "said", "w+") as said, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AU_STUDY_WARM", server["AU_STUDY_WARM"])
+        process = warm.start(words, stdout=said, cwd=place, env=env | server)
+        assert process, "the server serves this"
+        code = process.wait()
+        said.seek(0)
+        return subprocess.CompletedProcess(words, code, said.read())
+
+
+@pytest.fixture(scope="session")
+def server(checkout, tmp_path_factory):
+    "What batches need that nobody is going to kill: one process that has imported everything, for all of them."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", search_path(checkout))
+        modules = [*warm.needed_modules({TINY}, analyses=False, world=False), "au_study.study.cli", "au_study.study.reproduce", "au_study.study.batch"]
+        with warm.warm_server(tmp_path_factory.mktemp("server"), modules=modules) as added: yield added
 
 
 def begin(place, results):
@@ -286,17 +307,17 @@ def tables(place, results):
     return {p.name: p.read_bytes() for p in sorted((place / results / "tables").rglob("tiny.*"))}
 
 
-def test_stopped_and_killed_batches_end_in_the_same_tables(place):
+def test_stopped_and_killed_batches_end_in_the_same_tables(place, server):
     results = place / "broken"
-    whole = reproduce(place, "whole")
-    assert whole.returncode == 0, whole.stdout + whole.stderr
+    whole = reproduce(place, "whole", server=server)
+    assert whole.returncode == 0, whole.stdout
     assert set(tables(place, "whole")) == {"tiny.csv", "tiny.md", "tiny.tex"}
 
     def training(): return any((results / "work/runs").glob("*/train/*"))
     first = begin(place, "broken")
     wait_for((results / "work").exists, 240, "a batch to begin")
-    second = reproduce(place, "broken")
-    assert second.returncode == 2 and "being worked on by process" in second.stderr
+    second = reproduce(place, "broken", server=server)
+    assert second.returncode == 2 and "being worked on by process" in second.stdout
     wait_for(training, 240, "a training to begin")
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
@@ -314,12 +335,12 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
         name = base64.b64encode(str(mark.relative_to(results)).encode()).decode()
         (results / ".snakemake/incomplete" / name).write_text('{"external_jobid": null}')
 
-    resumed = reproduce(place, "broken")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = reproduce(place, "broken", server=server)
+    assert resumed.returncode == 0, resumed.stdout
 
     stamps = {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
-    again = reproduce(place, "broken")
-    assert again.returncode == 0 and "Nothing to do" in again.stdout, f"first call:\n{resumed.stdout}\nsecond call:\n{again.stdout}\n{again.stderr}"
+    again = reproduce(place, "broken", server=server)
+    assert again.returncode == 0 and "Nothing to do" in again.stdout, f"first call:\n{resumed.stdout}\nsecond call:\n{again.stdout}"
     assert stamps == {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
 
     page = (results / "index.html").read_text()
@@ -330,18 +351,16 @@ def test_stopped_and_killed_batches_end_in_the_same_tables(place):
     assert tables(place, "broken") == tables(place, "whole")
 
 
-def test_data_that_cannot_be_made_do_not_stop_the_rest(place):
+def test_data_that_cannot_be_made_do_not_stop_the_rest(place, server):
     torn = place / "data/torn"
     blob_faces(6, 20, seed=2).save(torn)
     crops = bytearray((torn / "crops.npy").read_bytes())
     crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
     (torn / "crops.npy").write_bytes(crops)
-    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 0.3", "seconds: 0.0"))
+    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 0.1", "seconds: 0.0"))
     (place / "torn.yaml").write_text((place / "tiny.yaml").read_text().replace("dataset: blobs", "dataset: torn"))
-    words = call(place, "results")
-    words.insert(words.index("--profile"), str(place / "torn.yaml"))
-    done = subprocess.run(words, env=environment(place), cwd=place, capture_output=True, text=True)
-    assert done.returncode == 1 and "torn" in done.stderr, done.stdout + done.stderr
+    done = reproduce(place, "results", "tiny.yaml", "torn.yaml", server=server)
+    assert done.returncode == 1 and "torn" in done.stdout, done.stdout
     assert set(tables(place, "results")) == {"tiny.csv", "tiny.md", "tiny.tex"} and not (place / "results/tables/small-data/torn.csv").exists()
 
 
@@ -376,12 +395,12 @@ def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
     assert "turned is left out: duration_factor" in capsys.readouterr().out and not (place / "results/plans").exists()
 
 
-def test_a_failing_run_does_not_stop_the_others(place):
-    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.3", "seconds: 0.0"))
+def test_a_failing_run_does_not_stop_the_others(place, server):
+    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.1", "seconds: 0.0"))
     (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")
-    done = reproduce(place, "results")
+    done = reproduce(place, "results", server=server)
     assert done.returncode == 1
-    assert "RuntimeError: this estimator fails on purpose" in done.stderr and "run.ipynb" in done.stderr
+    assert "RuntimeError: this estimator fails on purpose" in done.stdout and "run.ipynb" in done.stdout
     plan = json.loads(next((place / "results/plans").glob("*.json")).read_text())
     states = [RunStore(place / "results").state(r) for r in plan["runs"]]
     assert sorted(states) == ["done", "failed"] and not tables(place, "results")

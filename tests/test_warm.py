@@ -20,7 +20,7 @@ SLEEP = [sys.executable, "-m", "timeit", "-n", "1", "import time; time.sleep(60)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     "One server for all tests here; its address is in the environment."
-    with warm.warm_server(tmp_path_factory.mktemp("log")) as added, pytest.MonkeyPatch.context() as patch:
+    with warm.warm_server(tmp_path_factory.mktemp("log"), modules=warm.NEEDED) as added, pytest.MonkeyPatch.context() as patch:
         assert added, "the package's entry points are not installed: pip install -e ."
         for name, value in added.items(): patch.setenv(name, value)
         yield added
@@ -36,13 +36,24 @@ def gone(pid, seconds=10):
 
 
 def test_papermill_and_kernel_are_children_of_the_server(server, tmp_path):
-    cell = nbformat.v4.new_code_cell("import os, sys; print(os.getppid(), 'torch' in sys.modules)")
+    cell = nbformat.v4.new_code_cell("import json, os, sys; from ipykernel.connect import get_connection_file\n"
+                                     "print(os.getppid(), 'torch' in sys.modules, json.load(open(get_connection_file()))['transport'])")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), tmp_path / "a.ipynb")
     process = warm.start([sys.executable, "-m", "papermill", "a.ipynb", "b.ipynb"], cwd=tmp_path)
     parents = {psutil.Process(process.pid).ppid()}
     assert process.wait(60) == 0
-    parent, imported = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs[0]["text"].split()
+    parent, imported, transport = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs[0]["text"].split()
     assert {int(parent)} == parents and "au_study.study.warm" in psutil.Process(int(parent)).cmdline() and imported == "True"
+    assert transport == "ipc" and os.listdir(Path(server["AU_STUDY_WARM"]).parent) == ["door"], "sockets are files, which go with their kernel; two kernels can't be given the same port"
+
+
+def test_whoever_looks_for_modules_elsewhere_is_not_served(server):
+    assert warm.start([sys.executable, "-m", "platform"], env={**os.environ, "PYTHONPATH": "elsewhere"}) is None
+
+
+def test_a_server_that_is_there_is_used(server, tmp_path):
+    with warm.warm_server(tmp_path, env=dict(os.environ)) as added: assert added == {} and not any(tmp_path.iterdir())
+    with warm.warm_server(tmp_path, env={**os.environ, "AU_STUDY_WARM": str(tmp_path / "nobody")}, modules=["json"]) as added: assert added["AU_STUDY_WARM"] != server["AU_STUDY_WARM"]
 
 
 def test_child_ends_with_whoever_asked(server):
@@ -98,7 +109,7 @@ def test_old_code_is_not_served(tmp_path, monkeypatch):
 
 
 def test_a_dead_server_is_noticed(tmp_path, monkeypatch):
-    with warm.warm_server(tmp_path) as added:
+    with warm.warm_server(tmp_path, modules=warm.NEEDED) as added:
         monkeypatch.setenv("AU_STUDY_WARM", added["AU_STUDY_WARM"])
         child = warm.start(SLEEP)
     assert gone(child.pid) and child.wait(10) == -signal.SIGKILL

@@ -90,7 +90,7 @@ def torch_source() -> list[str]:
 
 def install(python: Path, options: list[str], log: Path, expected: int) -> None:
     "Run pip, with its output in a log and one line of progress every ten seconds."
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *options]
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "--no-compile", *options]   # Python compiles what it imports, a tenth of it
     start = shown = time.monotonic()
     seen = 0
     with log.open("a") as file:

@@ -54,10 +54,15 @@ def run_lint(times: dict[str, float], workers: int) -> bool:
     return subprocess.run([sys.executable, "tools/lint_notebooks.py"], cwd=ROOT).returncode == 0
 
 
-def notebook_environment(workers: int) -> dict[str, str]:
-    "What the process of a notebook sees; threads are shared out between the workers."
+def shared_threads(workers: int) -> dict[str, str]:
+    "As many threads for each worker that none waits for a core."
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "IN_TEST": "1", "MPLBACKEND": "agg"}
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def notebook_environment(workers: int) -> dict[str, str]:
+    "What the process of a notebook sees."
+    return os.environ | shared_threads(workers) | {"IN_TEST": "1", "MPLBACKEND": "agg"}
 
 
 def test_notebook(path: Path, environment: dict[str, str]) -> tuple[bool, str, float]:
@@ -131,7 +136,8 @@ def run_studies(times: dict[str, float], workers: int) -> bool:
 
 def run_pytest(times: dict[str, float], workers: int) -> bool:
     "pytest, its tests shared out between the workers by files; its closing line is the last that is printed."
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", "tests"], cwd=ROOT).returncode == 0
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", "tests"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | shared_threads(workers)).returncode == 0
 
 
 def main() -> None:

@@ -6,13 +6,22 @@
 __all__ = ['WarmProvisioner']
 
 # %% ../../nbs/study/34_kernels.ipynb #dfb761d7
+import os
+import uuid
+from pathlib import Path
+
 from jupyter_client.provisioning import LocalProvisioner
 
 from .warm import start
 
 # %% ../../nbs/study/34_kernels.ipynb #432fe0e8
 class WarmProvisioner(LocalProvisioner):
-    "Jupyter's local provisioner, with kernels that are forked from the warm server where there is one."
+    "Jupyter's local provisioner, with kernels that are forked from the warm server where there is one, and sockets that are files beside the server's."
+    async def pre_launch(self, **kwargs):
+        folder = Path(os.environ.get('AU_STUDY_WARM', '')).parent
+        if self.parent and self.parent.transport == 'tcp' and (folder / 'door').exists(): self.parent.transport, self.parent.ip = 'ipc', str(folder / uuid.uuid4().hex[:12])
+        return await super().pre_launch(**kwargs)
+
     async def launch_kernel(self, cmd, **kwargs):
         process = start(cmd, cwd=kwargs.get('cwd'), env=kwargs.get('env'))
         if process is None: return await super().launch_kernel(cmd, **kwargs)

@@ -205,7 +205,7 @@ def launch(
         shutil.rmtree(place['out'], ignore_errors=True)
         for p in (place['out'], place['log'].parent): p.mkdir(parents=True, exist_ok=True)
         with gpu_place(Path(results) / 'work' / 'gpus', os.environ.get('AU_STUDY_GPUS', '') if kind == 'runs' else '', int(os.environ.get('AU_STUDY_DEVICES') or 1)) as gpu:
-            code = _execute(command, place['log'], gpu)
+            code = _started(command, place['log'], gpu)
         if code == 0:
             if kind == 'studies': write_text(place['out'] / 'runs.json', json.dumps(run_seals(given.get('rows') or {}, results), indent=1))
             seal(place['out'])
@@ -228,6 +228,15 @@ def _notebook(command):
     found = [c for c in command if c.endswith('.ipynb')]
     if not found: raise ValueError(f"no notebook in the command: {' '.join(command)}")
     return found[0]
+
+_NOT_BEGUN = 'Kernel died before replying to kernel_info'
+
+def _started(command, log, more, attempts=3):
+    "Run a command to its end; once more where its kernel ended before it took a word, as when another program took one of the kernel's ports."
+    for _ in range(attempts):
+        code = _execute(command, log, more)
+        if code == 0 or _NOT_BEGUN not in log.read_text(encoding='utf-8', errors='replace'): break
+    return code
 
 def _execute(command, log, more):
     "Run a command in a group of its own, its output in a log; stopped with everything below it when we are stopped."

@@ -63,7 +63,7 @@ class Server:
     def __init__(self,
         door: socket.socket,  # listening Unix socket
     ):
-        self.selector, self.code = selectors.DefaultSelector(), _sources()
+        self.selector, self.code, self.path = selectors.DefaultSelector(), _sources(), os.environ.get('PYTHONPATH')
         self.selector.register(door, selectors.EVENT_READ, self._asked)
 
     def run(self):
@@ -79,7 +79,7 @@ class Server:
         connection.settimeout(5)
         request, streams = None, []
         with contextlib.suppress(OSError, ValueError): request, streams = _receive(connection)
-        if request is None or len(streams) < 2 or _sources() != self.code: return self._close(connection, *streams)
+        if request is None or len(streams) < 2 or request['env'].get('PYTHONPATH') != self.path or _sources() != self.code: return self._close(connection, *streams)
         end, held = os.pipe()
         server, child = os.getpid(), os.fork()
         if not child:
@@ -168,7 +168,7 @@ def _end(code):
     os._exit(code)
 
 # %% ../../nbs/study/33_warm.ipynb #eadefb27
-NEEDED = ('papermill.cli', 'ipykernel.kernelapp', 'ipykernel.zmqshell', 'matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'seaborn',
+NEEDED = ('papermill.cli', 'ipykernel.kernelapp', 'ipykernel.zmqshell', 'ipykernel.debugger', 'matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'seaborn',
           'pandas.plotting._matplotlib', 'pyarrow.dataset', 'pyarrow.parquet', 'torch',
           'au_study.study.data', 'au_study.study.runs', 'au_study.study.analysis', 'au_study.study.tables', 'au_study.study.statistics')
 
@@ -181,7 +181,7 @@ def needed_modules(
     found = [e for kind in ('estimators', *(('statistics', 'analyses') if analyses else ())) for e in entry_points(group=f'au_study.{kind}')]
     named = {e.value.partition(':')[0] for e in found if not (e.group == 'au_study.estimators' and estimators is not None and e.name not in estimators)}
     methods = sorted(m for m in named if m.startswith('au_study.'))
-    return [*NEEDED, *(['au_study.world.world'] if world else []), *(['lightning_fabric'] if estimators is None or estimators else []), *methods]
+    return [*NEEDED, *(['au_study.world.world'] if world else []), *(['lightning_fabric', 'au_study.training'] if estimators is None or estimators else []), *methods]
 
 def main(door: str, *modules: str):
     "Serve until killed; `python -m au_study.study.warm DOOR MODULE...`, where DOOR is the file descriptor of a listening socket."
@@ -189,6 +189,7 @@ def main(door: str, *modules: str):
     server = Server(socket.socket(fileno=int(door)))    # remembers the age of the code that is imported now
     for module in modules: importlib.import_module(module)
     if world := sys.modules.get('au_study.world.world'): world.source_hash()     # a third of a second, otherwise once a child
+    if validator := sys.modules.get('nbformat.validator'): validator.get_validator(4, 5)   # compiles a schema; a tenth
     gc.collect()
     gc.freeze()                 # what is here now stays shared between the children
     _become(server.run())
@@ -248,6 +249,10 @@ def start(
 # %% ../../nbs/study/33_warm.ipynb #9fefeed1
 PROVISIONER = 'au-study-warm'
 
+def _answers(address):
+    "Whether a server listens there."
+    with socket.socket(socket.AF_UNIX) as connection: return bool(address) and connection.connect_ex(address) == 0
+
 @contextlib.contextmanager
 def warm_server(
     folder: str | Path,   # for the server's log
@@ -255,7 +260,8 @@ def warm_server(
     env: dict | None = None,  # environment of the server
     modules: list[str] | None = None,  # that it imports; None: `needed_modules()`
 ):  # yields environment additions for those who shall start warm
-    "A server for the length of a block."
+    "A server for the length of a block; none of its own where `env` names one that is there, as in a process that was itself started warm."
+    if wanted and _answers((env or {}).get('AU_STUDY_WARM', '')): yield {}; return
     known = any(e.name == PROVISIONER for e in entry_points(group='jupyter_client.kernel_provisioners'))
     if not wanted or not known or not hasattr(os, 'fork') or not hasattr(socket, 'send_fds'): yield {}; return
     import tempfile
