@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from au_study.world import Coder, FaceWorld, PresetError, code_labels, load_preset, preset_report, simulate_labels
+from au_study.world import dynamics
 from au_study.world.dynamics import WORLD_AUS, criteria
 from au_study.world.world import cache_root, world_sizes
 
@@ -24,7 +26,7 @@ def tiny(tmp_path_factory):
 
 def test_same_seed_same_bytes_in_another_process(tiny, tmp_path):
     code = f"from au_study.world import FaceWorld; print(FaceWorld('bp4d', seed=3).faceset({TINY!r}, cache_dir={str(tmp_path)!r}, batch=4, progress=False).fingerprint)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "AU_STUDY_CACHE": str(tmp_path)})
     assert out.stdout.split()[-1] == tiny.fingerprint
 
 
@@ -168,3 +170,26 @@ def test_presets_name_the_source_of_every_figure():
         preset = load_preset(path.stem)
         said = set(preset.sources)
         assert {"base_rate", "mean_duration", "correlation", "active_intensity", "scene", "coder", "uncoded"} <= said, path.name
+
+
+def test_a_kept_matching_is_the_matching(tmp_path, monkeypatch):
+    "A process that finds the outcome in the cache draws the same people; half a file, another's file and a flipped bit count as none; no cache, no file."
+    monkeypatch.setenv("AU_STUDY_CACHE", str(tmp_path))
+    preset = replace(load_preset("disfa"), subjects=8, videos=1, frames=400)
+    def drawn(p=preset):
+        made = dynamics.Cohort(p, 3)
+        return made.Z.tobytes() + made.active.tobytes() + made.u.tobytes() + made.R.tobytes() + made.scale.tobytes()
+    first, matched = drawn(), []
+    match = dynamics.Cohort._match
+    monkeypatch.setattr(dynamics.Cohort, "_match", lambda *a: (matched.append(1), match(*a)))
+    kept, = (tmp_path / "world/cohorts").iterdir()
+    whole = kept.read_bytes()
+    assert drawn() == first and not matched
+    for torn in (b"", whole[:900], bytes([*whole[:700], whole[700] ^ 4, *whole[701:]])):
+        kept.write_bytes(torn)
+        assert drawn() == first and kept.read_bytes() == whole
+    assert len(matched) == 3
+    drawn(replace(preset, duration_factor=1.5))
+    assert len(matched) == 4 and len(list((tmp_path / "world/cohorts").iterdir())) == 2
+    monkeypatch.setenv("AU_STUDY_CACHE", str(kept / "no folder"))
+    assert drawn() == first and len(matched) == 5

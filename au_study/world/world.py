@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['wander', 'events', 'saccades', 'video_scenes', 'world_sizes', 'world_folds', 'world_card', 'close_up', 'FaceWorld',
-           'intensity_rows', 'scenes_of', 'world_modules', 'source_hash', 'cache_root']
+           'intensity_rows', 'scenes_of', 'world_modules', 'source_hash']
 
 # %% ../../nbs/world/50_world.ipynb #bd201ca1
 import ast
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from ..faces.alignment import FivePointCrop, crop_faces
 from ..faces.cache import CropCache, CropCacheError
 from ..faces.faceset import DatasetCard, FaceSet
-from .dynamics import Coder, Preset, PresetError, code_labels, load_preset, manifests, preset_report, simulate_labels, subject_names
+from .dynamics import Coder, Preset, PresetError, cache_root, code_labels, load_preset, manifests, preset_report, simulate_labels, subject_names
 from .identity import WORLD_AUS, Identity, hash_uniform, identities
 from .renderer import Rendered, Scene, project_landmarks, render_faces, rotation
 from .rig import pose_face
@@ -276,14 +275,6 @@ def source_hash(
     h = hashlib.sha256()
     for m in modules or world_modules(): h.update(ast.dump(ast.parse(Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8"))).encode())
     return h.hexdigest()
-
-
-def cache_root(
-    cache_dir=None,  # a folder; None: AU_STUDY_CACHE, else `cache` in the checkout
-) -> Path:
-    "Folder of everything that can be made again."
-    named = cache_dir or os.environ.get("AU_STUDY_CACHE")
-    return Path(named).expanduser().resolve() if named else manifests().parent / "cache"
 
 
 def _cache_key(self, sizes, device="cpu"):
