@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 from lint_notebooks import ROOT, all_notebooks
@@ -85,8 +86,7 @@ def run_notebooks(times: dict[str, float], workers: int) -> bool:
     paths = {str(p.relative_to(ROOT / "nbs").with_suffix("")): p for p in all_notebooks()}
     waiting = sorted(paths, key=lambda name: -times.get(name, NOTEBOOK))
     environment, failures, done = notebook_environment(workers), {}, 0
-    with warm_server(TIMES.parent, env=environment) as warm, ThreadPoolExecutor(workers) as pool:
-        os.environ |= {"AU_STUDY_WARM": warm.get("AU_STUDY_WARM", "")}
+    with ThreadPoolExecutor(workers) as pool:
         runs = {pool.submit(test_notebook, paths[name], environment): name for name in waiting}
         for run in as_completed(runs):
             name, (ok, log, seconds) = runs[run], run.result()
@@ -148,14 +148,20 @@ def main() -> None:
     times, beginning, failed = remembered(), time.monotonic(), []
     expected = {"notebooks": sum(times.get(str(p.relative_to(ROOT / "nbs").with_suffix("")), NOTEBOOK) for p in all_notebooks()) / options.workers}
     expected = {stage: times.get(stage, GUESS.get(stage, expected["notebooks"])) for stage in STAGES} | expected
-    for number, stage in enumerate(options.only, 1):
-        left = sum(expected[s] for s in options.only[number - 1:])
-        print(f"test {number}/{len(options.only)}: {stage} (about {minutes(expected[stage])}; {minutes(left)} to the end)", flush=True)
-        began = time.monotonic()
-        if not globals()[f"run_{stage}"](times, options.workers):
-            failed.append(stage)
-        times[stage] = time.monotonic() - began
-        remember(times)
+    with ExitStack() as served:
+        if "notebooks" in options.only:     # it imports while lint reads
+            os.environ["AU_STUDY_WARM"] = served.enter_context(warm_server(TIMES.parent, env=notebook_environment(options.workers))).get("AU_STUDY_WARM", "")
+        for number, stage in enumerate(options.only, 1):
+            left = sum(expected[s] for s in options.only[number - 1:])
+            print(f"test {number}/{len(options.only)}: {stage} (about {minutes(expected[stage])}; {minutes(left)} to the end)", flush=True)
+            began = time.monotonic()
+            if not globals()[f"run_{stage}"](times, options.workers):
+                failed.append(stage)
+            times[stage] = time.monotonic() - began
+            remember(times)
+            if stage == "notebooks":
+                served.close()
+                os.environ.pop("AU_STUDY_WARM")
     if failed:
         sys.exit(f"test: FAILED in {', '.join(failed)} after {minutes(time.monotonic() - beginning)}")
 
