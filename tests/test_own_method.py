@@ -24,6 +24,10 @@ class Half(PriorEstimator):
     def scores(self, module, batch): return SHARE * self.factor * super().scores(module, batch)
 
 
+class Bare(PriorEstimator):
+    def __init__(self): pass
+
+
 def sizes_of(context, row="Half"):
     import pandas as pd
     model = context.model(row)
@@ -132,11 +136,21 @@ def test_the_kit_beside_a_module_is_not_the_method(place):
     ('{estimator: "half_of_my_test:Half"}', "there is no module 'half_of_my_test' in "),
     ('{estimator: "half_of_a_test:Half", params: {facto: 2}}', "mine, row Half: estimator half_of_a_test:Half: unknown key 'facto'; did you mean 'factor'?"),
     ('{estimator: "half_of_a_test:sizes_of"}', "half_of_a_test:sizes_of is no estimator"),
+    ('{estimator: "half_of_a_test:Bare"}', "half_of_a_test:Bare has no parameter `trainer`; write `def __init__(self, ..., trainer=None)`"),
+    ('{estimator: "half_of_a_test:Half"}\nsizes: {quick: {"half_of_a_test:Half": {facto: 2}}}', "mine, sizes of quick: estimator half_of_a_test:Half: unknown key 'facto'; did you mean 'factor'?"),
     ('{estimator: "half_of_a_test:Half"}\nsizes: {small: {au_rcnn: {}}}', "sizes of small: unknown key 'au_rcnn'")])
 def test_faults_are_said_before_anything_runs(place, row, said):
     (place / "mine.yaml").write_text(STUDY.partition("  Half:")[0] + f"  Half: {row}\n")
     with pytest.raises(ValueError) as error: plan_of(place)
     assert said in str(error.value)
+
+
+def test_sizes_for_a_profile_that_is_not_there_are_noted(place, capsys):
+    for name, said in (("quikc", "mine has sizes for a profile 'quikc', of which there is none here; 'quick' was perhaps meant"), ("evening", "")):     # `evening` may be somebody's own, elsewhere
+        (place / "mine.yaml").write_text(STUDY.replace("sizes: {small:", f"sizes: {{{name}:"))
+        assert plan_of(place).runs
+        printed = capsys.readouterr().out
+        assert said in printed and bool(said) == ("Note" in printed)
 
 
 def test_the_papers_methods_have_no_code_of_their_own():

@@ -22,7 +22,7 @@ from au_study.study.launch import UnknownParameter, check_parameters
 from au_study.study.manifests import ManifestError, load_study, study_names
 from au_study.study.plan import make_plan
 from au_study.study.protocol import ProtocolMismatch, one_protocol, protocol_of
-from au_study.study.runs import FILES, RunStore, make_run, parent_of
+from au_study.study.runs import FILES, RunStore, fold_numbers, make_run, parent_of
 from au_study.study.tables import published_values
 import au_study.study.warm as warm
 
@@ -135,6 +135,13 @@ def test_the_noise_floor_is_measured_against_what_is_printed_and_claimed_now(tmp
     before = {name: keys(name) for name in ("evidence_noise_floor", "au_rcnn_table14")}
     with open(tmp_path / "data_manifests" / file, "a") as f: f.write("# edited\n")
     assert [keys(name) == found for name, found in before.items()] == [False, True]
+
+
+def test_logits_are_no_scores():
+    faces = blob_faces(2, 6)
+    scores = faces.frames[["subject", "video", "frame", "AU4", "AU12"]].fillna(0.)
+    assert len(fold_numbers(None, faces, scores, RULES)) == 3
+    with pytest.raises(ValueError, match="gave scores from -0.10 to 1.00; `scores` must give probabilities .*logits go through"): fold_numbers(None, faces, scores.replace({"AU4": {0.: -.1}}), RULES)
 
 
 def test_protocols_do_not_mix():

@@ -17,6 +17,7 @@ from torch import nn
 from au_study.training.batches import blob_faces
 from au_study.faces.augment import Augment
 from au_study.faces.faceset import FaceSet
+from au_study.training.loop import mean_f1
 from au_study.training import AUEstimator, CheckpointError, ModelFileError, PriorEstimator, Trainer, masked_bce
 
 PROGRAM = '''
@@ -330,3 +331,7 @@ def test_prior_refuses_an_au_without_a_coded_frame():
     faces = blob_faces()
     empty = FaceSet(faces.frames.assign(AU4=np.nan), np.asarray(faces.crops), np.asarray(faces.landmarks), faces.card)
     with pytest.raises(ValueError, match="No training frame is coded for AU4"): PriorEstimator().fit(empty)
+
+
+def test_columns_of_another_number_of_aus_are_named():
+    with pytest.raises(ValueError, match=r"scores must give \[B, K\], K = 12 AUs; they have 5 columns"): mean_f1(np.ones((10, 12)), np.ones((10, 5)))

@@ -721,13 +721,13 @@ def ledger_text(
                 parts += [f'      {head:33} ' + textwrap.shorten(t, max(width - 40, 40), placeholder=' …') for head, t in zip((f'{r.label or r.dataset:12} {r.verdict:20}', ''), said)]
     return '\n'.join(parts)
 
-def _calls(table, plan):
+def _calls(table, plan, results=None):
     "What to run next."
     source = '' if plan.source == 'world' else f' --data {plan.source}'
     out = []
     for words, why, more in ((('not run',), 'not run', ''), (('agrees (one seed)', 'disagrees (one seed)'), 'one seed', ' --seeds 3')):
         names = sorted(set(table.loc[table['verdict'].isin(words) & (table['fill'] != ''), 'study']))
-        if names: out.append(f"{why}: au-study reproduce {' '.join(names)} --profile {plan.profile}{source}{more}")
+        if names: out.append(f"{why}: au-study reproduce {' '.join(names)} --profile {plan.profile}{source}{more}{f' --results {results}' if results else ''}")
     return out
 
 # %% ../../nbs/study/48_claims.ipynb #4844e8df
@@ -747,6 +747,6 @@ def run(
     print('Effect [95 % interval over subjects and seeds], p: Holm-corrected over all tested lines of the ledger, seeds x folds. '
           'World: the synthetic face world, whose sizes say nothing about photographs.')
     if plan.profile == 'smoke': print('The smoke profile only shows that every path runs; its verdicts mean nothing.')
-    for line in _calls(table, plan): print(line)
+    for line in _calls(table, plan, args.results): print(line)
     if args.csv: write_text(Path(args.csv), table.to_csv(index=False, lineterminator='\n')); print(f'{len(table)} lines in {args.csv}')
     return 0

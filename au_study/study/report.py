@@ -390,6 +390,7 @@ def end_with_claims(
     if not len(own): return ''
     from au_study.study.claims import claims_beside
     beside, where = own['study'].str.endswith('.yaml'), [f'--profile {plan.profile}'] * (plan.profile != 'quick') + [f'--data {plan.source}'] * (plan.source != 'world')
+    if Path(results).resolve() != results_root(): where.append(f'--results {results}')
     files = [[]] * (not beside.all()) + [[path] for path in claims_beside(plan)] * bool(beside.any())
     calls = ['`' + ' '.join(['au-study claims', *file, *where]) + '`' for file in files]
     return f"Claims tested by these studies: {verdict_counts(own)}. {' and '.join(calls)} show{'s' * (len(calls) == 1)} them."

@@ -77,8 +77,9 @@ def check_contract(
     "Raise `ManifestError` for what isn't an estimator."
     lacking = [m for m in CONTRACT if not callable(getattr(cls, m, None))]
     if not isinstance(cls, type) or lacking: raise ManifestError(f"{name} is no estimator: it has no {', '.join(lacking) or 'class'}; subclass au_study.training.AUEstimator")
-    try: cls()
+    try: model = cls()
     except TypeError as e: raise ManifestError(f"{name} can't be made without arguments ({e}); give every parameter of __init__ a default") from None
+    if not hasattr(model, 'trainer'): raise ManifestError(f"{name} has no parameter `trainer`; write `def __init__(self, ..., trainer=None)`, which ends with `super().__init__(trainer)`")
 
 # %% ../../nbs/study/30_runs.ipynb #b7adff45
 EXECUTION = ('device', 'devices', 'threads', 'progress', 'ram_gb', 'checkpoint_seconds')
@@ -331,7 +332,10 @@ def fold_numbers(
     "F1 and its companions of each AU, or what the estimator's own `evaluate` says."
     if hasattr(model, 'evaluate'): return pd.DataFrame({k: [float(v)] for k, v in model.evaluate(test).items()}, index=['Avg'])
     from au_study.scoring.occurrence import f1_table
-    return f1_table(occurrence(test.frames, protocol.threshold), only_scored(scores, protocol), protocol.score_threshold)
+    scores = only_scored(scores, protocol)
+    low, high = scores.iloc[:, len(KEYS):].min().min(), scores.iloc[:, len(KEYS):].max().max()
+    if low < 0: raise ValueError(f"{type(model).__name__} gave scores from {low:.2f} to {high:.2f}; `scores` must give probabilities (0 to 1) or intensities (0 to 5): logits go through `.sigmoid()`")
+    return f1_table(occurrence(test.frames, protocol.threshold), scores, protocol.score_threshold)
 
 # %% ../../nbs/study/30_runs.ipynb #b342944e
 HEADLINES = {'f1': 'F1', 'mean_iou': 'mean IoU', 'nme': 'NME (lower is better)'}   # shares, shown as percentages

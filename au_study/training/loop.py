@@ -41,6 +41,7 @@ def mean_f1(
     threshold=0.5,  # lowest score that counts as occurrence
 ) -> float:         # in 0..1
     "Mean F1 of the AUs that occur; raises ValueError if none does."
+    if np.shape(scores) != np.shape(labels): raise ValueError(f"scores must give [B, K], K = {np.shape(labels)[1]} AUs; they have {np.shape(scores)[1]} columns.")
     coded, found = ~np.isnan(labels), scores >= threshold
     hit, positive = (coded & found & (labels == 1)).sum(0), (coded & (labels == 1)).sum(0)
     f1 = 2 * hit / np.maximum(positive + (coded & found).sum(0), 1)
