@@ -360,7 +360,7 @@ def test_claims_beside_a_study_are_judged_with_its_batch(tmp_path):
     (tmp_path / "mine.yaml").write_text("like: au_rcnn_table5\nrows:\n  CNN_res:\n  Rate: {estimator: prior}\n")
     (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here, says: Rates do., study: mine.yaml, row: Rate, minus: CNN_res, direction: higher}}\n")
     plan = make_plan([tmp_path / "mine.yaml"], "quick", results=tmp_path / "r")
-    assert end_with_claims(plan, tmp_path / "r") == f"Claims tested by these studies: 1 not run. `au-study claims {tmp_path / 'claims.yaml'}` shows them."
+    assert end_with_claims(plan, tmp_path / "r") == f"Claims tested by these studies: 1 not run. `au-study claims {tmp_path / 'claims.yaml'} --results {tmp_path / 'r'}` shows them."
     lines = pd.read_csv(claims_file(plan, tmp_path / "r"))
     assert list(lines[lines["paper"] == "mine"]["says"]) == ["Rates do."] and set(lines["paper"]) > {"mine", "au_rcnn"}
     (tmp_path / "claims.yaml").write_text("paper: mine\nclaims: {rate: {where: here}}\n")
