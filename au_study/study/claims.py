@@ -7,8 +7,8 @@ __all__ = ['DIRECTIONS', 'TEST_KEYS', 'UNITS', 'VERDICTS', 'ALPHA', 'CLAIM_COLUM
            'Claim', 'read_claims', 'load_claims', 'claims_beside', 'region', 'Effect', 'NotRun', 'subject_weights',
            'over_seeds', 'Drawn', 'drawn_values', 'seed_effects', 'effect_of', 'p_of', 'p_of_interval', 'verdict',
            'stored_seeds', 'ledger_plan', 'Evidence', 'rows_effect', 'find_cell', 'cells_effect', 'as_claimed',
-           'cell_effect', 'judged', 'claims_table', 'judge', 'count_verdicts', 'with_more_seeds', 'add_arguments',
-           'ledger_text', 'run']
+           'cell_effect', 'judged', 'elsewhere', 'claims_table', 'judge', 'count_verdicts', 'with_more_seeds',
+           'add_arguments', 'ledger_text', 'run']
 
 # %% ../../nbs/study/48_claims.ipynb #98ed64ec
 import argparse
@@ -32,7 +32,7 @@ from ..scoring.metrics import METRICS, metric_of
 from ..scoring.significance import holm
 from .data import DataChanged, digest
 from .launch import places
-from .manifests import ManifestError, Study, check_keys, load_profile, load_study, project_root, read_yaml
+from .manifests import ManifestError, Study, check_keys, load_profile, load_study, project_root, read_yaml, results_root
 from .plan import Plan, make_plan
 from .runs import RunStore
 from .tables import ONE_ANSWER, RowScores, one_answer, paper_name, published_rows, row_scores
@@ -599,8 +599,14 @@ def _not_learnt(test, e): return f'{e.unlearnt}: neither is better than saying {
 
 def _call(line, plan, seeds):
     "The call that fills a line."
-    source = '' if plan.source == 'world' else f' --data {plan.source}'
-    return f"au-study reproduce {line.study} --profile {plan.profile}{source}{' --seeds 3' if seeds else ''}"
+    return ' '.join([f'au-study reproduce {line.study} --profile {plan.profile}', *elsewhere(plan), *(['--seeds 3'] if seeds else [])])
+
+def elsewhere(
+    plan: Plan,           # of a batch
+    results: str | Path | None = None,  # its results folder; None: the usual one
+) -> list[str]:           # such as ['--data bp4d']
+    "What a call says that is about other data than the world, or another folder than the usual one."
+    return [f'--data {plan.source}'] * (plan.source != 'world') + [f'--results {results}'] * (results_root(results) != results_root())
 
 # %% ../../nbs/study/48_claims.ipynb #47a60aee
 def claims_table(
@@ -723,11 +729,10 @@ def ledger_text(
 
 def _calls(table, plan, results=None):
     "What to run next."
-    source = '' if plan.source == 'world' else f' --data {plan.source}'
     out = []
-    for words, why, more in ((('not run',), 'not run', ''), (('agrees (one seed)', 'disagrees (one seed)'), 'one seed', ' --seeds 3')):
+    for words, why, more in ((('not run',), 'not run', []), (('agrees (one seed)', 'disagrees (one seed)'), 'one seed', ['--seeds 3'])):
         names = sorted(set(table.loc[table['verdict'].isin(words) & (table['fill'] != ''), 'study']))
-        if names: out.append(f"{why}: au-study reproduce {' '.join(names)} --profile {plan.profile}{source}{more}{f' --results {results}' if results else ''}")
+        if names: out.append(' '.join([f'{why}: au-study reproduce', *names, f'--profile {plan.profile}', *more, *elsewhere(plan, results)]))
     return out
 
 # %% ../../nbs/study/48_claims.ipynb #4844e8df

@@ -18,8 +18,8 @@ from .warm import start
 class WarmProvisioner(LocalProvisioner):
     "Jupyter's local provisioner, with kernels that are forked from the warm server where there is one, and sockets that are files beside the server's."
     async def pre_launch(self, **kwargs):
-        folder = Path(os.environ.get('AU_STUDY_WARM', '')).parent
-        if self.parent and self.parent.transport == 'tcp' and (folder / 'door').exists(): self.parent.transport, self.parent.ip = 'ipc', str(folder / uuid.uuid4().hex[:12])
+        server = Path(os.environ.get('AU_STUDY_WARM', ''))
+        if self.parent and self.parent.transport == 'tcp' and server.is_socket(): self.parent.transport, self.parent.ip = 'ipc', str(server.with_name(uuid.uuid4().hex[:12]))
         return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd, **kwargs):

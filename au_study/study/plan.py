@@ -228,11 +228,11 @@ def make_plan(
     for name, (study, _) in zip(studies, kept):
         rows, used = {}, {}
         if study is None: continue
-        check_sizes(study, name, prof)
         twin = next((e['parameters']['study'] for e in plan.studies.values() if e['study'] == study.name), name)
         if twin != name: raise ManifestError(f'{twin} and {name} are both called {study.name}, and so would be their tables; rename one of them')
         for row in study.rows:
             if row.estimator: rows[row.name] = [_add_run(plan, r, store, f'{study.name}/{row.name}') for r in row_runs(study, row, prof, source)]
+        check_sizes(study, name, prof)
         if study.kind != 'scores':   # it looks at the data itself
             spec = data_spec(study.dataset, prof, source, **study.data)
             if study.protocol: check_protocol(protocol_of(study.protocol), spec, source, bool(rows))

@@ -388,9 +388,8 @@ def end_with_claims(
     except ManifestError as e: return f'No claims were judged: {e}'
     own = lines[lines['study'].map(lambda s: Path(str(s)).stem).isin({e['study'] for e in plan.studies.values()})]
     if not len(own): return ''
-    from au_study.study.claims import claims_beside
-    beside, where = own['study'].str.endswith('.yaml'), [f'--profile {plan.profile}'] * (plan.profile != 'quick') + [f'--data {plan.source}'] * (plan.source != 'world')
-    if Path(results).resolve() != results_root(): where.append(f'--results {results}')
+    from au_study.study.claims import claims_beside, elsewhere
+    beside, where = own['study'].str.endswith('.yaml'), [f'--profile {plan.profile}'] * (plan.profile != 'quick') + elsewhere(plan, results)
     files = [[]] * (not beside.all()) + [[path] for path in claims_beside(plan)] * bool(beside.any())
     calls = ['`' + ' '.join(['au-study claims', *file, *where]) + '`' for file in files]
     return f"Claims tested by these studies: {verdict_counts(own)}. {' and '.join(calls)} show{'s' * (len(calls) == 1)} them."
