@@ -45,12 +45,12 @@ class ConvBlock(nn.Module):
         self.bn1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, half, 3, 1, 1, bias=False)
         self.bn2, self.conv2 = nn.BatchNorm2d(half), nn.Conv2d(half, quarter, 3, 1, 1, bias=False)
         self.bn3, self.conv3 = nn.BatchNorm2d(quarter), nn.Conv2d(quarter, quarter, 3, 1, 1, bias=False)
-        self.downsample = None if c_in == c_out else nn.Sequential(nn.BatchNorm2d(c_in), nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False))
+        self.downsample = None if c_in == c_out else nn.Sequential(nn.BatchNorm2d(c_in), nn.ReLU(inplace=True), nn.Conv2d(c_in, c_out, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.conv1(F.relu(self.bn1(x)))
-        b = self.conv2(F.relu(self.bn2(a)))
-        c = self.conv3(F.relu(self.bn3(b)))
+        a = self.conv1(F.relu_(self.bn1(x)))       # in place: nobody else reads what a normalisation gives
+        b = self.conv2(F.relu_(self.bn2(a)))
+        c = self.conv3(F.relu_(self.bn3(b)))
         return torch.cat([a, b, c], 1) + (x if self.downsample is None else self.downsample(x))
 
 def count_parameters(
@@ -96,8 +96,8 @@ class Trace(NamedTuple):
     stem: Tensor  # signal before the first hourglass [B, C, H, W]
     last: list    # activations before the heat maps, one a stack [B, C, H, W]
     link: list    # what the next stack is told of them, one for each stack but the last [B, C, H, W]
-    heat: Tensor  # heat maps [B, stacks, P, H, W]
-    raw: Tensor   # the same before the softmax, if there is one
+    heat: list    # heat maps, one a stack [B, P, H, W]
+    raw: list     # the same before the softmax, if there is one
 
 
 class FAN(nn.Module):
@@ -133,7 +133,7 @@ class FAN(nn.Module):
 # %% ../../nbs/aunet/10_fan.ipynb #aa68065a
 def _stem(self: FAN, x: Tensor) -> Tensor:  # [B, 3, S, S] -> [B, C, S / 4, S / 4]
     "The signal before the first hourglass."
-    x = self.conv2(F.relu(self.bn1(self.conv1(x))))
+    x = self.conv2(F.relu_(self.bn1(self.conv1(x))))
     return self.conv4(self.conv3(_pool(x, self.pooling)))
 
 def _trace(
@@ -145,19 +145,19 @@ def _trace(
     last, link, heat, raw = [], [], [], []
     for i in range(self.stacks):
         part = lambda name: self.get_submodule(f'{name}{i}')
-        y = F.relu(part('bn_end')(part('conv_last')(part('top_m_')(part('m')(x)))))
+        y = F.relu_(part('bn_end')(part('conv_last')(part('top_m_')(part('m')(x)))))
         last.append(y); raw.append(part('l')(y)); heat.append(self.activate(raw[-1]))
         if i < self.stacks - 1:
             link.append(part('bl')(y))
             x = x + link[-1] + part('al')(heat[-1])
-    return Trace(stem, last, link, torch.stack(heat, 1), torch.stack(raw, 1))
+    return Trace(stem, last, link, heat, raw)
 
 def _activate(self: FAN, raw: Tensor) -> Tensor:  # [B, P, H, W]
     "Maps as they are, or as distributions over places whose bumps of width 1 have height 1."
     return raw if self.maps == 'raw' else raw.float().flatten(2).softmax(2).view(raw.shape).to(raw) * (2 * math.pi)
 
 FAN.stem, FAN.trace, FAN.activate = _stem, _trace, _activate
-FAN.forward = lambda self, images: self.trace(images).heat
+FAN.forward = lambda self, images: torch.stack(self.trace(images).heat, 1)   # [B, stacks, P, H, W]
 
 # %% ../../nbs/aunet/10_fan.ipynb #e9ec9c04
 def _say_pooling(module, state, prefix, metadata): metadata['pooling'] = module.pooling

@@ -35,10 +35,10 @@ class BasicFeatures(NamedTuple):
 
 
 def landmark_attention(
-    heat: Tensor,  # [B, stacks, P, H, W]
+    heat: Tensor,  # maps of the last stack [B, P, H, W]
 ) -> Tensor:       # [B, 1, H, W]
     "Sum of the last stack's maps (AUNet Fig. 4a; the sum as released)."
-    return heat[:, -1].sum(1, keepdim=True)
+    return heat.sum(1, keepdim=True)
 
 # %% ../../nbs/aunet/20_features.ipynb #db7460ec
 def basic_features(
@@ -50,7 +50,7 @@ def basic_features(
     if source not in SOURCES: raise ValueError(f"source must be one of {', '.join(map(repr, SOURCES))}, but is {source!r}.")
     if fan.stacks < 2: raise ValueError(f'The features come from a first and a last hourglass, and this network has {fan.stacks}. Use stacks=2.')
     seen = fan.trace(images)
-    return BasicFeatures(seen.stem, seen.link[0] if source == 'released' else seen.last[0], seen.last[-1], getattr(fan, 'attention', landmark_attention)(seen.heat))
+    return BasicFeatures(seen.stem, seen.link[0] if source == 'released' else seen.last[0], seen.last[-1], getattr(fan, 'attention', landmark_attention)(seen.heat[-1]))
 
 # %% ../../nbs/aunet/20_features.ipynb #583a4f2b
 def activity(

@@ -106,7 +106,7 @@ class FANLandmarks(AUEstimator):
 def _heat(self: FANLandmarks, module, batch: FaceBatch) -> Tensor: return module(resized(batch.image, self.side))
 
 def _loss(self: FANLandmarks, module, batch: FaceBatch) -> Tensor:
-    raw = getattr(module, 'module', module).trace(resized(batch.image, self.side)).raw.float()                        # [B, stacks, P, H, W]
+    raw = torch.stack(getattr(module, 'module', module).trace(resized(batch.image, self.side)).raw, 1).float()        # [B, stacks, P, H, W]
     target = encode_heatmaps(batch.landmarks, batch.image.shape[-1], raw.shape[-1], self.sigma)[:, None]
     if self.maps == 'raw': return (raw - target).square().sum((-2, -1)).mean()
     mass = target.sum((-2, -1), keepdim=True)

@@ -36,9 +36,9 @@ class ParsingNet(FAN):
     def __init__(self, stacks: int = 2, pooling: str = 'max', width: float = 1., depth: int = 4):
         super().__init__(stacks, pooling, width, depth, points=len(REGIONS))
 
-    def attention(self, heat: Tensor) -> Tensor:  # logits [B, stacks, R, H, W] -> [B, 1, H, W] in 0..1
+    def attention(self, heat: Tensor) -> Tensor:  # logits of the last stack [B, R, H, W] -> [B, 1, H, W] in 0..1
         "Probability of a facial part."
-        return heat[:, -1].softmax(1)[:, [REGIONS.index(p) for p in PARTS]].sum(1, keepdim=True)
+        return heat.softmax(1)[:, [REGIONS.index(p) for p in PARTS]].sum(1, keepdim=True)
 
 # %% ../../nbs/aunet/70_parsing.ipynb #8fb1db6f
 def region_shares(

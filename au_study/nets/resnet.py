@@ -31,9 +31,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(c_in, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu_(y + (x if self.downsample is None else self.downsample(x)))
 
 # %% ../../nbs/nets/10_resnet.ipynb #84a63e8d
 class Bottleneck(nn.Module):
@@ -49,10 +49,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(c_in, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
+        y = F.relu_(self.bn1(self.conv1(x)))
+        y = F.relu_(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu_(y + (x if self.downsample is None else self.downsample(x)))
 
 # %% ../../nbs/nets/10_resnet.ipynb #131d5915
 def scaled_channels(
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
-    def stem(self, x: Tensor) -> Tensor: return self.maxpool(F.relu(self.bn1(self.conv1(x))))
+    def stem(self, x: Tensor) -> Tensor: return self.maxpool(F.relu_(self.bn1(self.conv1(x))))
 
     @property
     def stages(self) -> tuple[nn.Module, ...]: return self.layer1, self.layer2, self.layer3, self.layer4

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CONTRACT', 'EXECUTION', 'FROM_RUN', 'FILES', 'PACKAGES', 'HEADLINES', 'registry', 'estimator_class', 'saved_model',
            'check_contract', 'flat', 'make_estimator', 'full_params', 'Run', 'make_run', 'parent_of', 'base_of',
-           'RunStore', 'code_hash', 'processor', 'environment', 'use_threads', 'Stopwatch', 'only_scored',
-           'fold_numbers', 'headline', 'resumed', 'fit_run', 'save_run']
+           'RunStore', 'code_hash', 'processor', 'environment', 'use_threads', 'keep_memory', 'Stopwatch',
+           'only_scored', 'fold_numbers', 'headline', 'resumed', 'fit_run', 'save_run']
 
 # %% ../../nbs/study/30_runs.ipynb #73ba077d
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -292,6 +293,14 @@ def use_threads(
     threadpool_limits(n)
     torch.set_num_threads(n)
     cv2.setNumThreads(n)
+
+# %% ../../nbs/study/30_runs.ipynb #077ecc63
+def keep_memory() -> bool:  # whether this system's allocator can be told
+    "Keep what is freed for what comes next, from now on, instead of giving it back to the system."
+    if not platform.libc_ver()[0] == 'glibc': return False
+    trim_threshold, mmap_threshold = -1, -3                                       # names of mallopt(3)
+    tell = ctypes.CDLL(None).mallopt
+    return bool(tell(mmap_threshold, 1 << 30) and tell(trim_threshold, 2 ** 31 - 1))
 
 # %% ../../nbs/study/30_runs.ipynb #90cfb948
 class Stopwatch:
