@@ -141,7 +141,7 @@ def test_network_against_its_description(pooling):
             last.append(y); heat.append(part('l')(y))
             if not i: x = x + net.bl0(y) + net.al0(heat[0])
         seen = net.trace(images)
-        torch.testing.assert_close(seen.heat, torch.stack(heat, 1), atol=1e-10, rtol=0)
+        torch.testing.assert_close(net(images), torch.stack(heat, 1), atol=1e-10, rtol=0)
         f = basic_features(net, images)
         a = heat[1].sum(1, keepdim=True)
         torch.testing.assert_close(f.joined(), torch.cat([stem, net.bl0(last[0]) * a, last[1] * a], 1), atol=1e-10, rtol=0)
@@ -463,7 +463,7 @@ def test_parsing_network_differs_in_its_maps_only():
     own, landmarks = ParsingNet(width=.0625), FAN(2, width=.0625)
     a, b = own.state_dict(), landmarks.state_dict()
     assert a.keys() == b.keys() and {k for k in a if a[k].shape != b[k].shape} == {'l0.weight', 'l0.bias', 'l1.weight', 'l1.bias', 'al0.weight'}
-    heat = torch.zeros(1, 2, len(REGIONS), 4, 4)
+    heat = torch.zeros(1, len(REGIONS), 4, 4)
     assert torch.allclose(own.attention(heat), torch.full((1, 1, 4, 4), len(PARTS) / len(REGIONS)))
 
 

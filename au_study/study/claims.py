@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import re
+import shlex
 import shutil
 import textwrap
 from dataclasses import dataclass, field, replace
@@ -606,7 +607,7 @@ def elsewhere(
     results: str | Path | None = None,  # its results folder; None: the usual one
 ) -> list[str]:           # such as ['--data bp4d']
     "What a call says that is about other data than the world, or another folder than the usual one."
-    return [f'--data {plan.source}'] * (plan.source != 'world') + [f'--results {results}'] * (results_root(results) != results_root())
+    return [f'--data {shlex.quote(plan.source)}'] * (plan.source != 'world') + [f'--results {shlex.quote(str(results))}'] * (results_root(results) != results_root())
 
 # %% ../../nbs/study/48_claims.ipynb #47a60aee
 def claims_table(

@@ -76,12 +76,21 @@ class Timings:
         entry: dict,  # with its `id`
     ) -> float | None:  # None when nothing like it was recorded
         "The median of the most similar records."
+        return self._nearest(kind, entry)[1]
+
+    def knows(self,
+        entry: dict,  # of a run, with its `id`
+    ) -> bool:
+        "Whether its estimator was timed in its profile; otherwise it is taken for a run like any other."
+        return not {'label', 'estimator'}.isdisjoint(self._nearest('runs', entry)[0])
+
+    def _nearest(self, kind, entry):
         about = features(kind, entry)
         for level in LEVELS[kind]:
             key = (kind, level, *(about[f] for f in level))
-            if key in self.own: return self.own[key]
-            if key in self.reference: return self.reference[key] * self.pace
-        return None
+            if key in self.own: return level, self.own[key]
+            if key in self.reference: return level, self.reference[key] * self.pace
+        return (), None
 
 # %% ../../nbs/study/47_costs.ipynb #3982d554
 COLUMNS = ('kind', 'name', 'dataset', 'profile', 'trains', 'seconds', 'n', 'machine')
@@ -164,7 +173,9 @@ def estimate(
     if any(v is None for v in left.values()): return Estimate(None, 'nothing')
     machines = list(dict.fromkeys(t['machine'] for t in reference if t.get('profile') == plan.profile))
     basis = [f'{len(own)} timings of this folder'] * bool(own) + [f"timings that come with the kit ({'; '.join(machines)})"] * bool(machines)
-    return Estimate(max(sum(left.values()) / slots, _longest(plan, left)), ' and '.join(basis))
+    about = [_about_run(name, plan.runs[name]) for kind, name in left if kind == 'runs']
+    new = sorted({features('runs', a)['estimator'] for a in about if not timings.knows(a)})
+    return Estimate(max(sum(left.values()) / slots, _longest(plan, left)), ' and '.join(basis) + (f"; nothing is known of {', '.join(new)}, which may take longer" if new else ''))
 
 def remaining_seconds(
     plan: Plan,           # what is to be made

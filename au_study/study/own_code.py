@@ -60,7 +60,7 @@ def _missing(reference, module, lacking):
     "Whether the module itself is missing, or something that it needs."
     if not f'{module}.'.startswith(f'{lacking}.'): return f"{reference}: {module} imports {lacking}, which isn't installed here; install it into this environment"
     places = ', '.join([*own_folders(), 'the installed packages'])
-    return f"{reference}: there is no module {lacking!r} in {places}; put {lacking.split('.')[0]}.py beside the study's YAML, or install its package"
+    return f"{reference}: there is no module {lacking!r} in {places}; put {lacking.split('.')[0]}.py beside the study's YAML, name its folder (`{FOLDERS}=folder`), or install its package"
 
 # %% ../../nbs/study/22_own_code.ipynb #e70016d6
 GROUPS = ('estimators', 'statistics', 'analyses')

@@ -78,11 +78,12 @@ def learning_rate(
 def make_optimizer(
     trainer,  # Trainer
     module,   # network
+    device="cpu",  # where it will train
 ) -> torch.optim.Optimizer:  # over the parameters that require a gradient
     "Build 'sgd', 'adam' or 'adamw'; `momentum` is Adam's first beta too."
     t, params = trainer, [p for p in module.parameters() if p.requires_grad]
-    fused = all(p.device.type == "cpu" for p in params) or None    # one loop over all weights of a narrow, deep network, where Python's costs a tenth of the step
-    if t.optimizer == "sgd": return torch.optim.SGD(params, t.lr, momentum=t.momentum, weight_decay=t.weight_decay, fused=fused)
+    if t.optimizer == "sgd": return torch.optim.SGD(params, t.lr, momentum=t.momentum, weight_decay=t.weight_decay)  # its fused form refuses a weight that is first used in a later step
+    fused = torch.device(device).type == "cpu" or None    # on a GPU the default is fast, too, and fp16 with clipped gradients needs it
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[t.optimizer]
     return kind(params, t.lr, betas=(t.momentum, 0.999), weight_decay=t.weight_decay, fused=fused)
 
@@ -476,7 +477,7 @@ def _start(loop):
     if t.channels_last: loop.module.to(memory_format=torch.channels_last)
     world, least = loop.fabric.world_size, min(len(rows) for parts in epoch_plan(len(loop.source), t.batch_size, t.accumulate, t.seed, 0) for rows in parts)
     if least < world: raise ValueError(f"Batches of {least} frames cannot be split over {world} processes. Use a batch_size of {2 * world} or more, or fewer devices.")
-    wrapped, loop.optimizer = loop.fabric.setup(loop.module if world == 1 else _Objective(loop.module, loop.loss), make_optimizer(t, loop.module))
+    wrapped, loop.optimizer = loop.fabric.setup(loop.module if world == 1 else _Objective(loop.module, loop.loss), make_optimizer(t, loop.module, device))
     loop.model = wrapped if world > 1 else loop.module
     if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
     return loop

@@ -1,0 +1,77 @@
+"""What a training on the CPU costs besides its convolutions, and what each remedy is worth, all in one run.
+
+python benchmarks/training.py [threads]
+"""
+import subprocess
+import sys
+import time
+
+import torch
+
+from au_study.aunet import FAN, FrozenTrunk
+from au_study.nets.resnet import ResNet
+from au_study.study.runs import keep_memory
+from au_study.training.loop import Trainer, make_optimizer
+
+
+def fastest(calls, repeat=15):
+    """Shortest wall time of each call after one for warming up; they take turns, so that all meet the same load."""
+    times = {name: [] for name in calls}
+    for turn in range(repeat + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn: times[name].append(time.perf_counter() - start)
+    return {name: min(seen) for name, seen in times.items()}
+
+
+def network(kind):
+    """The kit's networks as the quick profile trains them, and a batch."""
+    torch.manual_seed(0)
+    net = ResNet(101, .125, .5, 8, n_out=12) if kind == 'ResNet-101' else ResNet(18, .125, .5, 8, n_out=12)
+    return net.to(memory_format=torch.channels_last), torch.rand(16, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+
+
+def optimisers(kind):
+    """A step of AdamW as `make_optimizer` builds it, beside torch's default, and the gradient that goes before it."""
+    net, images = network(kind)
+    plain, own = torch.optim.AdamW(net.parameters(), 1e-6), make_optimizer(Trainer(optimizer='adamw', lr=1e-6), net)
+    def gradient():
+        net.zero_grad()
+        net(images).square().mean().backward()
+    found = fastest({'gradient': gradient, 'default': plain.step, 'fused': own.step})
+    count = sum(1 for _ in net.parameters())
+    print(f"{kind} at an eighth of its channels, {count} tensors of weights, batch 16: gradient {found['gradient'] * 1e3:.1f} ms, AdamW {found['default'] * 1e3:.1f} ms, "
+          f"fused {found['fused'] * 1e3:.1f} ms; a step takes {(found['gradient'] + found['default']) / (found['gradient'] + found['fused']):.2f} times as long without")
+
+
+def features(keep):
+    """Seconds of the frozen features of a batch of AUNet's motion branch: 32 samples of three frames."""
+    if keep: keep_memory()
+    torch.set_num_threads(int(sys.argv[3]))
+    torch.manual_seed(0)
+    trunk = FrozenTrunk(FAN(2, width=.125, maps='softmax').eval()).to(memory_format=torch.channels_last)
+    images = torch.rand(96, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+    print(fastest({'features': lambda: trunk(images)}, 8)['features'])
+
+
+def memory(threads):
+    """The same features in processes that give freed memory back, and in processes that keep it, in turns."""
+    times = {'given back': [], 'kept': []}
+    for _ in range(3):
+        for how in times:
+            out = subprocess.run([sys.executable, __file__, '--features', how, str(threads)], capture_output=True, text=True, check=True)
+            times[how].append(float(out.stdout.split()[-1]))
+    back, kept = map(min, times.values())
+    print(f'Frozen features of AUNet, 96 pictures of 80 px: {back * 1e3:.0f} ms where freed memory is given back to the system, {kept * 1e3:.0f} ms where it is kept; {back / kept:.2f} times as long')
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--features']:
+        features(sys.argv[2] == 'kept')
+    else:
+        threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+        torch.set_num_threads(threads)
+        print(f'{threads} threads, torch {torch.__version__}')
+        for kind in ('ResNet-18', 'ResNet-101'): optimisers(kind)
+        memory(threads)
