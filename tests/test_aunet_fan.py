@@ -140,7 +140,6 @@ def test_network_against_its_description(pooling):
             y = part('bn_end')(part('conv_last')(block_by_hand(glass(part('m'), 4, x), part('top_m_')))).clamp(min=0)
             last.append(y); heat.append(part('l')(y))
             if not i: x = x + net.bl0(y) + net.al0(heat[0])
-        seen = net.trace(images)
         torch.testing.assert_close(net(images), torch.stack(heat, 1), atol=1e-10, rtol=0)
         f = basic_features(net, images)
         a = heat[1].sum(1, keepdim=True)
