@@ -23,14 +23,15 @@ def _bins(low, high, bins, cells, scale):
     return index, stop <= start
 
 # %% ../../nbs/nets/40_roi.ipynb #3e7afcda
-def _max_of(table, index):
-    "Rows of table [T, D] by index [n, k] -> maximum over k [n, D] and the winning k (int8)."
+def _max_of(table, index, trace):
+    "Rows of table [T, D] by index [n, k] -> maximum over k [n, D] and, to trace gradients back, the winning k (int8)."
     best = table.index_select(0, index[:, 0])
-    winner = torch.zeros(best.shape, dtype=torch.int8, device=best.device)
+    winner = torch.zeros(best.shape, dtype=torch.int8, device=best.device) if trace else None
     for k in range(1, index.shape[1]):
         other = table.index_select(0, index[:, k])
-        better = (other > best).view(torch.int8).mul_(k)
-        torch.maximum(winner, better, out=winner)
+        if trace:
+            better = (other > best).view(torch.int8).mul_(k)
+            torch.maximum(winner, better, out=winner)
         torch.maximum(best, other, out=best)
     return best, winner
 
@@ -40,12 +41,12 @@ class _RoIMax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, cells, rows, cols, batch_index):
-        (B, H, W, C), (M, h, _), w = cells.shape, rows.shape, cols.shape[1]
+        (B, H, W, C), (M, h, _), w, trace = cells.shape, rows.shape, cols.shape[1], ctx.needs_input_grad[0]
         lines = (rows + batch_index[:, None, None] * H).flatten(0, 1)                    # [M h, k]
-        picked, row_won = _max_of(cells.reshape(B * H, W * C), lines)
+        picked, row_won = _max_of(cells.reshape(B * H, W * C), lines, trace)
         base = torch.arange(M * h, device=cells.device).view(M, h, 1, 1) * W
-        out, col_won = _max_of(picked.view(-1, C), (base + cols[:, None]).flatten(0, 2))
-        ctx.save_for_backward(lines[:, 0], cols[:, :, 0], row_won, col_won)
+        out, col_won = _max_of(picked.view(-1, C), (base + cols[:, None]).flatten(0, 2), trace)
+        if trace: ctx.save_for_backward(lines[:, 0], cols[:, :, 0], row_won, col_won)
         ctx.shape = (B, H, W, C, M, h, w)
         return out.view(M, h, w, C)
 

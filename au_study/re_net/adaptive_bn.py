@@ -107,6 +107,7 @@ def _trained(self, groups, scale, bias):
     if new: raise ValueError(f"{', '.join(new)} is a new AU and has no parameters to train. Ask for a trained AU.")
     if self.statistics == 'own':
         row = self.relation.owned.index
+        scale, bias = scale.unbind(), bias.unbind()                     # one step back, not one an AU
         return [F.batch_norm(x, self.running_mean[row(c)], self.running_var[row(c)], scale[c], bias[c], True, self.momentum, self.eps) for c, x in groups]
     same = all(rows is groups[0][1] for _, rows in groups)              # the first layer: one batch for all AUs
     whole = groups[0][1] if same else torch.cat([rows for _, rows in groups])

@@ -50,10 +50,10 @@ def sizes_for(
     row,               # StudyRow with an estimator
     own: dict | None = None,  # a study's own `sizes`, which stand in the place of the profile's
 ) -> dict:  # parameter overrides
-    "A profile's sizes for a row: those of the estimator, then those of every case whose `when` the row's parameters fit."
+    "A profile's sizes for a row: those of the estimator, then those of every case whose `when` fits the row's parameters and what it is trained on (`datasets` of a mixture)."
     sizes = dict({**profile.estimators, **((own or {}).get(profile.name) or {})}.get(row.estimator) or {})
     for case in sizes.pop('cases', []):
-        fits = all(row.params.get(name) == value for name, value in case['when'].items())
+        fits = all({**row.train_on, **row.params}.get(name) == value for name, value in case['when'].items())
         if fits: sizes.update({k: v for k, v in case.items() if k != 'when'})
     return sizes
 

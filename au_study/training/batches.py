@@ -92,10 +92,10 @@ class BatchSource:
 # %% ../../nbs/training/10_batches.ipynb #e77e9755
 def _pixels(source, index):
     "uint8 crops [M, S, S, 3] on the device, read once each in ascending order."
-    if source.held is not None: return source.held[torch.from_numpy(index).to(source.device)]
+    if source.held is not None: return source.held.index_select(0, torch.from_numpy(index).to(source.device))
     unique, inverse = np.unique(index, return_inverse=True)
     read = torch.from_numpy(np.ascontiguousarray(source.crops[unique])).to(source.device, non_blocking=True)
-    return read[torch.from_numpy(inverse).to(source.device)]
+    return read.index_select(0, torch.from_numpy(inverse).to(source.device))
 
 
 def _gather(array, index):

@@ -82,7 +82,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:  # over the parameters that require a gradient
     "Build 'sgd', 'adam' or 'adamw'; `momentum` is Adam's first beta too."
     t, params = trainer, [p for p in module.parameters() if p.requires_grad]
-    if t.optimizer == "sgd": return torch.optim.SGD(params, t.lr, momentum=t.momentum, weight_decay=t.weight_decay)  # its fused form refuses a weight that is first used in a later step
+    if t.optimizer == "sgd": return torch.optim.SGD(params, t.lr, momentum=t.momentum, weight_decay=t.weight_decay)    # fused, it refuses a weight first used in a later step
     fused = torch.device(device).type == "cpu" or None    # on a GPU the default is fast, too, and fp16 with clipped gradients needs it
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[t.optimizer]
     return kind(params, t.lr, betas=(t.momentum, 0.999), weight_decay=t.weight_decay, fused=fused)
@@ -219,7 +219,8 @@ def _curves(
     plt = importlib.import_module("matplotlib.pyplot")
     if axes is None: axes = plt.subplots(1, 2, figsize=(7, 2.2), dpi=80, layout="constrained")[1]
     for ax, column, label in zip(axes, ("loss", "selection_f1"), ("training loss", f"mean F1 ({self.attrs['selection']})")):
-        ax.plot(self["epoch"] + 1, self[column].astype(float), marker=".")
+        seen = self[["epoch", column]].dropna().astype(float)
+        ax.plot(seen["epoch"] + 1, seen[column], marker=".")
         if self.selected_epoch is not None: ax.axvline(self.selected_epoch + 1, color="0.6", lw=1)
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -366,7 +367,7 @@ def _end_epoch(loop, steps, trained):
     t, f1, begin = loop.trainer, None, time.monotonic()
     if loop.fabric.world_size > 1:
         for b in loop.module.buffers(): torch.distributed.broadcast(b, 0)
-    if loop.held is not None:
+    if loop.held is not None and ((loop.epoch + 1) % t.select_every == 0 or loop.epoch + 1 == t.epochs):
         f1 = mean_f1(loop.held.labels.cpu().numpy(), _score(t, loop.module, loop.held, loop.scores, loop.fabric.autocast), loop.threshold)
         f1 = loop.fabric.broadcast(f1)
         if loop.best is None or f1 >= loop.rows[loop.best_epoch]["selection_f1"]:  # ties: the later epoch
@@ -421,6 +422,7 @@ class Trainer(BaseEstimator):
         device="auto",         # 'auto', 'cpu', 'cuda', 'cuda:1'; a number n: n processes started by torchrun
         selection="inner",     # epoch: 'inner' best on held-out training subjects, 'last', 'test' best on select_on
         inner_fraction=0.2,    # share of training subjects held out by 'inner'
+        select_every=1,        # epochs from one look at those who choose to the next; the last epoch is always looked at
         augment=None,          # Augment, applied on the training device; None: none
         threads=None,          # torch CPU threads during fit and predict; None: as set
         seed=0,                # of weights, shuffle, dropout, augmentation and inner split
@@ -444,7 +446,8 @@ Trainer.set_params = _set_params
 
 # %% ../../nbs/training/20_loop.ipynb #203661e5
 _CHOICES = {"optimizer": ("sgd", "adam", "adamw"), "schedule": ("constant", "step", "cosine"), "precision": tuple(_PRECISION), "selection": ("inner", "last", "test")}
-_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "step_epochs": 0, "warmup_epochs": 0.0, "checkpoint_seconds": 0, "ram_gb": 0.0, "devices": 1}
+_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "step_epochs": 0, "warmup_epochs": 0.0, "select_every": 1,
+          "checkpoint_seconds": 0, "ram_gb": 0.0, "devices": 1}
 
 
 def _check_trainer(trainer, device):
