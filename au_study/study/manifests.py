@@ -94,7 +94,7 @@ class Profile:
     n_boot: int = 1000                               # bootstrap draws of an interval
     labels: str = 'full'                             # tables about labels alone: 'full' cohort of the world, or its 'own' sizes
     world: dict = field(default_factory=dict)        # sizes of the face world
-    estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters
+    estimators: dict = field(default_factory=dict)   # estimator name -> parameter overrides; `cases`: further ones for rows with certain parameters or training data
     file: str = ''                                   # where a profile of one's own was read; empty: it is the kit's
 
 # %% ../../nbs/study/20_manifests.ipynb #9b65526d
