@@ -46,24 +46,24 @@ def optimisers(kind):
 
 
 def features(keep):
-    """Seconds of the frozen features of a batch of AUNet's motion branch: 32 samples of three frames."""
+    """Seconds of the frozen features of what AUNet predicts at once: 128 samples of three frames."""
     if keep: keep_memory()
     torch.set_num_threads(int(sys.argv[3]))
     torch.manual_seed(0)
     trunk = FrozenTrunk(FAN(2, width=.125, maps='softmax').eval()).to(memory_format=torch.channels_last)
-    images = torch.rand(96, 3, 80, 80).contiguous(memory_format=torch.channels_last)
-    print(fastest({'features': lambda: trunk(images)}, 8)['features'])
+    images = torch.rand(384, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+    print(fastest({'features': lambda: trunk(images)}, 3)['features'])
 
 
 def memory(threads):
     """The same features in processes that give freed memory back, and in processes that keep it, in turns."""
     times = {'given back': [], 'kept': []}
-    for _ in range(3):
+    for _ in range(2):
         for how in times:
             out = subprocess.run([sys.executable, __file__, '--features', how, str(threads)], capture_output=True, text=True, check=True)
             times[how].append(float(out.stdout.split()[-1]))
     back, kept = map(min, times.values())
-    print(f'Frozen features of AUNet, 96 pictures of 80 px: {back * 1e3:.0f} ms where freed memory is given back to the system, {kept * 1e3:.0f} ms where it is kept; {back / kept:.2f} times as long')
+    print(f'Frozen features of AUNet, 384 pictures of 80 px: {back * 1e3:.0f} ms where freed memory is given back to the system, {kept * 1e3:.0f} ms where it is kept; {back / kept:.2f} times as long')
 
 
 if __name__ == '__main__':
