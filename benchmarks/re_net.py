@@ -4,11 +4,11 @@ python benchmarks/re_net.py [threads] [paper|quick]        batches 1 and 32, all
 """
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import torch
+from turns import fastest
 
 from au_study.re_net.adaptive_bn import adaptive_layers
 from au_study.re_net.network import RENetwork, network_loss, resnet_parts
@@ -30,17 +30,6 @@ def network(width, stride):
         m.running_mean.normal_(0, .1)
         m.running_var.uniform_(.5, 1.5)
     return net.eval()
-
-
-def fastest(calls, repeat):
-    """Shortest wall time and core time of each call after one for warming up (none where repeat is 1); they take turns, so that all meet the same load."""
-    times = {name: [] for name in calls}
-    for turn in range(repeat + (repeat > 1)):
-        for name, call in calls.items():
-            wall, core = time.perf_counter(), time.process_time()
-            call()
-            if turn or repeat == 1: times[name].append((time.perf_counter() - wall, time.process_time() - core))
-    return {name: tuple(map(min, zip(*seen))) for name, seen in times.items()}
 
 
 def report(found, unit, against):

@@ -4,25 +4,14 @@ python benchmarks/training.py [threads]
 """
 import subprocess
 import sys
-import time
 
 import torch
+from turns import fastest
 
 from au_study.aunet import FAN, FrozenTrunk
 from au_study.nets.resnet import ResNet
 from au_study.study.runs import keep_memory
 from au_study.training.loop import Trainer, make_optimizer
-
-
-def fastest(calls, repeat=15):
-    """Shortest wall time of each call after one for warming up; they take turns, so that all meet the same load."""
-    times = {name: [] for name in calls}
-    for turn in range(repeat + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn: times[name].append(time.perf_counter() - start)
-    return {name: min(seen) for name, seen in times.items()}
 
 
 def network(kind):
@@ -39,7 +28,7 @@ def optimisers(kind):
     def gradient():
         net.zero_grad()
         net(images).square().mean().backward()
-    found = fastest({'gradient': gradient, 'default': plain.step, 'fused': own.step})
+    found = {name: wall for name, (wall, _) in fastest({'gradient': gradient, 'default': plain.step, 'fused': own.step}, 15).items()}
     count = sum(1 for _ in net.parameters())
     print(f"{kind} at an eighth of its channels, {count} tensors of weights, batch 16: gradient {found['gradient'] * 1e3:.1f} ms, AdamW {found['default'] * 1e3:.1f} ms, "
           f"fused {found['fused'] * 1e3:.1f} ms; a step takes {(found['gradient'] + found['default']) / (found['gradient'] + found['fused']):.2f} times as long without")
@@ -52,7 +41,7 @@ def features(keep):
     torch.manual_seed(0)
     trunk = FrozenTrunk(FAN(2, width=.125, maps='softmax').eval()).to(memory_format=torch.channels_last)
     images = torch.rand(384, 3, 80, 80).contiguous(memory_format=torch.channels_last)
-    print(fastest({'features': lambda: trunk(images)}, 3)['features'])
+    print(fastest({'features': lambda: trunk(images)}, 3)['features'][0])
 
 
 def memory(threads):

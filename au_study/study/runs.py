@@ -297,7 +297,7 @@ def use_threads(
 # %% ../../nbs/study/30_runs.ipynb #077ecc63
 def keep_memory() -> bool:  # whether this system's allocator can be told
     "Keep what is freed for what comes next, from now on, instead of giving it back to the system."
-    if not platform.libc_ver()[0] == 'glibc': return False
+    if platform.libc_ver()[0] != 'glibc': return False
     trim_threshold, mmap_threshold = -1, -3                                       # names of mallopt(3)
     tell = ctypes.CDLL(None).mallopt
     return bool(tell(mmap_threshold, 1 << 30) and tell(trim_threshold, 2 ** 31 - 1))
