@@ -53,6 +53,7 @@ def _unique_mapping(loader, node, deep=False):
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,2}$'), list('-+0123456789'))
 
 @lru_cache(512)
 def _parsed(text): return yaml.load(text, _StrictLoader)
