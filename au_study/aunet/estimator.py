@@ -166,11 +166,16 @@ def _build(self: AUNet, faces) -> AUNetwork:
         if self.motion == 'tdn': motion = TemporalDifference(trunk.channels, out, self.alpha, self.beta, self.difference_sign)
         if self.motion == 'flow': motion = FlowMotion(trunk.channels, out, self.alpha, self.beta)
         head = AUHead(trunk.channels if motion is None else out, K, out, 4 - (motion is not None), self.hidden, self.head_norm, reduce=motion is None)
-        net = AUNetwork(trunk, head, motion)
+        net = AUNetwork(trunk, head, motion, self._recall_gb())
     net.register_buffer('class_weights', self.__dict__.get('_au_weights', torch.full((K,), 1 / K)))
     return net
 
-AUNet._trunk, AUNet.build = _trunk, _build
+def _recall_gb(self: AUNet) -> float:
+    "Memory for what frozen eyes saw: while it is trained, and where pictures come again."
+    trainer = self.trainer_in_use()
+    return trainer.ram_gb if '_rest' in self.__dict__ and (trainer.augment is None or getattr(trainer.augment, 'mirrors_only', False)) else 0.
+
+AUNet._trunk, AUNet.build, AUNet._recall_gb = _trunk, _build, _recall_gb
 
 # %% ../../nbs/aunet/60_estimator.ipynb #ba173d41
 def _fitted_base(self: AUNet, faces, workdir):
@@ -224,6 +229,7 @@ def _fit(
         if self.features != 'resnet18': self._base = self._fitted_base(faces, workdir)
         self.vaes_ = self._fit_vaes(self._rest, trainer.seed) if self.vae else {}
         AUEstimator.fit(self, faces, select_on, workdir)
+        self.module_.recall.forget()
         if self.features != 'resnet18':
             self.base = clone(self._base).set_params(trainer=None)
             seal = None if self.base_model is None else json.loads((Path(self.base_model) / 'estimator.json').read_text())['seal']

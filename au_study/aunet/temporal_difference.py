@@ -104,4 +104,8 @@ class TemporalDifference(nn.Module):
         "Motion into static features."
         return self._add(*self.branches(now, motion))
 
-    def forward(self, features: Tensor) -> Tensor: return self.fuse(features[:, 1], self.differences(features))  # [B, 3, C, H, W] -> [B, out, H / 2, W / 2]
+    def parts(self, features: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3, C, H, W] -> [B, C, H, W], [B, 2 C, H / 2, W / 2]
+        "Features of the middle frame and differences: all that no weight of this module has a part in."
+        return features[:, 1], self.differences(features)
+
+    def forward(self, features: Tensor) -> Tensor: return self.fuse(*self.parts(features))  # [B, 3, C, H, W] -> [B, out, H / 2, W / 2]

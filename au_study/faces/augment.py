@@ -122,6 +122,11 @@ class Augment(BaseEstimator):
         self.blur_sigma, self.jpeg_quality, self.dropout_holes, self.dropout_size = blur_sigma, jpeg_quality, dropout_holes, dropout_size
         self.padding = padding
 
+    @property
+    def mirrors_only(self) -> bool:
+        "Whether all that it changes is left and right, so that two pictures come of one."
+        return not any((self.rotation, self.shift, self.scale, self.blur, self.jpeg, self.dropout))
+
 # %% ../../nbs/faces/60_augment.ipynb #cb2ba2bf
 def _check_augment(self, images, landmarks, boxes):
     "Refuse parameters and tensors that would quietly do something else."

@@ -71,7 +71,7 @@ class BatchSource:
         faces,                 # FaceSet
         offsets=(0,),          # frames around each row, within its video and clamped at the ends
         device="cpu",          # where batches are made
-        ram_gb=1.0,            # crops no larger than this are held in memory whole
+        ram_gb=2.0,            # crops no larger than this are held in memory whole
         channels_last=False,   # memory layout of the images
         derive=None,           # function of a FaceSet that gives {name: array [N, ...]}, such as optical flow; None: nothing
     ):

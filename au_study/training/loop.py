@@ -428,7 +428,7 @@ class Trainer(BaseEstimator):
         seed=0,                # of weights, shuffle, dropout, augmentation and inner split
         progress=True,         # bar on a terminal, one line an epoch elsewhere; False: silent
         channels_last=False,   # memory layout of weights and images; True is faster for most convolutional networks
-        ram_gb=1.0,            # crops up to this size are held in memory (on the GPU, if that trains) whole
+        ram_gb=2.0,            # crops up to this size are held in memory (on the GPU, if that trains) whole; as much again for what a method keeps
         checkpoint_seconds=60, # pause between two checkpoints in workdir; 0: at every step
         devices=1,             # processes that train together, a GPU each (without GPUs: `threads` CPU threads each)
     ):
