@@ -112,7 +112,7 @@ def make_estimator(
     name: str,      # registered name, or 'module:Class'
     params: dict,   # delta or full set, nested or flat
 ):
-    "An estimator with these parameters; an unknown parameter raises `ManifestError` with the nearest valid name."
+    "An estimator with these parameters; raises `ManifestError` for an unknown parameter, with the nearest valid name, and for a trainer that could not train."
     model, todo = estimator_class(name)(), flat(params)
     if 'trainer' not in todo and getattr(model, 'trainer', 0) is None: model.set_params(trainer=model.trainer_in_use())   # its defaults in full
     for depth in sorted({k.count('__') for k in todo}):   # owners before what they own
@@ -121,6 +121,10 @@ def make_estimator(
         except ValueError:
             check_keys(some, model.get_params(deep=True), f'estimator {name}')
             raise
+    for key, part in model.get_params(deep=True).items():
+        if key.rpartition('__')[2] != 'trainer' or not hasattr(part, 'check'): continue
+        try: part.check()
+        except ValueError as e: raise ManifestError(f'estimator {name}, {key}: {e}') from None
     return model
 
 def _part(model, name, value):

@@ -19,6 +19,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -450,17 +451,26 @@ _LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.0, "momentum": 
           "checkpoint_seconds": 0, "ram_gb": 0.0, "devices": 1}
 
 
-def _check_trainer(trainer, device):
-    "Refuse parameters that make no sense, in words."
+def _number(value): return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_trainer(
+    self: Trainer,
+    device=None,  # torch.device that will train; None: not known yet
+):
+    "Refuse parameters that make no sense, in words; raises ValueError."
     for name, allowed in _CHOICES.items():
-        if getattr(trainer, name) not in allowed: raise ValueError(f"Trainer: {name} is {getattr(trainer, name)!r}; expected one of {', '.join(map(repr, allowed))}.")
+        if getattr(self, name) not in allowed: raise ValueError(f"Trainer: {name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, allowed))}.")
     for name, least in _LEAST.items():
-        value = getattr(trainer, name)
+        value = getattr(self, name)
         whole = isinstance(least, int) and name not in ("step_epochs", "checkpoint_seconds")
-        if isinstance(value, (bool, str)) or value is None or value < least or (whole and value != int(value)) or (name == "step_epochs" and value <= 0):
+        if not _number(value) or value < least or (whole and value != int(value)) or (name == "step_epochs" and value <= 0):
             raise ValueError(f"Trainer: {name} is {value!r}; expected a{' whole' if whole else ''} number {'above' if name == 'step_epochs' else 'from'} {least}.")
-    if not 0 < trainer.inner_fraction < 1: raise ValueError(f"Trainer: inner_fraction is {trainer.inner_fraction!r}; expected a share between 0 and 1.")
-    if trainer.precision == "fp16" and device.type != "cuda": raise ValueError(f"Trainer: precision='fp16' needs a CUDA device, and this is {device.type}. Use 'bf16' or 'fp32'.")
+    if not _number(self.inner_fraction) or not 0 < self.inner_fraction < 1: raise ValueError(f"Trainer: inner_fraction is {self.inner_fraction!r}; expected a share between 0 and 1.")
+    if self.precision == "fp16" and device is not None and device.type != "cuda":
+        raise ValueError(f"Trainer: precision='fp16' needs a CUDA device, and this is {device.type}. Use 'bf16' or 'fp32'.")
+
+Trainer.check = _check_trainer
 
 # %% ../../nbs/training/20_loop.ipynb #57f94f1e
 def _about(trainer, module, faces, select_on, offsets, identity):
@@ -534,7 +544,7 @@ def _fit(
 ) -> History:        # one row an epoch
     "Train a module; raises ValueError for bad parameters, CheckpointError for another run's workdir, FloatingPointError for a loss that is not a number."
     device = resolve_device(self.device, self.devices)
-    _check_trainer(self, device)
+    self.check(device)
     if not len(faces): raise ValueError("There is no frame to train on.")
     if not any(p.requires_grad for p in module.parameters()): return History.of([], {"selection": "none", "selected_epoch": None, "selected_on": []})
     if self.devices > joined(): return _fit_in_processes(self, module, device, (faces, loss, scores, offsets, select_on, workdir, threshold, identity, derive, redraw))
