@@ -104,7 +104,7 @@ class Recall:
             fresh = dict(zip(new, zip(*(maps.unbind() for maps in function(images[rows * 2 if len(rows) == 1 else rows])))))
         for key, maps in fresh.items():
             size = sum(m.nbytes for m in maps)
-            if size > self.left: break
+            if size > self.left: self.left = 0.; break
             self.kept[key], self.left = tuple(m.clone() for m in maps), self.left - size
         return tuple(_stacked(maps) for maps in zip(*(fresh[k] if k in fresh else self.kept[k] for k in keys)))
 
