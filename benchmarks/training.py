@@ -8,7 +8,8 @@ import sys
 import torch
 from turns import fastest
 
-from au_study.aunet import FAN, FrozenTrunk
+from au_study.aunet import FAN, AUHead, AUNetwork, FrozenTrunk, TemporalDifference
+from au_study.aunet.network import Recall
 from au_study.nets.resnet import ResNet
 from au_study.study.runs import keep_memory
 from au_study.training.loop import Trainer, make_optimizer
@@ -55,6 +56,22 @@ def memory(threads):
     print(f'Frozen features of AUNet, 384 pictures of 80 px: {back * 1e3:.0f} ms where freed memory is given back to the system, {kept * 1e3:.0f} ms where it is kept; {back / kept:.2f} times as long')
 
 
+def recall():
+    """A gradient of AUNet with motion whose frozen eyes look at 32 samples of three frames, recall them, or look at them for the first time."""
+    torch.manual_seed(0)
+    trunk = FrozenTrunk(FAN(2, width=.125, maps='softmax').eval())
+    net = AUNetwork(trunk, AUHead(32, 12, 32, 3, 32, reduce=False), TemporalDifference(trunk.channels, 32)).to(memory_format=torch.channels_last).train()
+    images, remembers = torch.rand(96, 3, 80, 80).contiguous(memory_format=torch.channels_last).unflatten(0, (32, 3)), Recall(1.)
+    def gradient(memory):
+        net.recall = memory
+        net.zero_grad()
+        net(images).square().mean().backward()
+    found = fastest({'looks': lambda: gradient(Recall()), 'recalls': lambda: gradient(remembers), 'first': lambda: gradient(Recall(1.))}, 5)
+    times = {name: wall for name, (wall, _) in found.items()}
+    print(f"Gradient of AUNet with motion, 32 samples of 80 px: frozen eyes look {times['looks'] * 1e3:.0f} ms, recall {times['recalls'] * 1e3:.0f} ms, "
+          f"look for the first time and keep {times['first'] * 1e3:.0f} ms; looking takes {times['looks'] / times['recalls']:.2f} times as long as recalling")
+
+
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--features']:
         features(sys.argv[2] == 'kept')
@@ -64,3 +81,4 @@ if __name__ == '__main__':
         print(f'{threads} threads, torch {torch.__version__}')
         for kind in ('ResNet-18', 'ResNet-101'): optimisers(kind)
         memory(threads)
+        recall()
