@@ -146,7 +146,7 @@ def branch_maps(
     net, sized = model.module_.eval(), resized(images, getattr(model, 'base_side', None))
     with torch.no_grad():
         x = net.trunk(sized.flatten(0, 1).to(next(net.parameters()).device)).unflatten(0, images.shape[:2])
-        static, dynamic = (activity(b.cpu()) for b in net.motion.branches(x[:, 1], net.motion.differences(x)))
+        static, dynamic = (activity(b.cpu()) for b in net.motion.branches(*net.motion.parts(x)))
     change = (images[:, 1:2] - images[:, [0, 2]]).abs().mean((1, 2))
     static = F.interpolate(static[:, None], size=dynamic.shape[-2:], mode='area')[:, 0]
     return static, dynamic, F.interpolate(change[:, None], size=dynamic.shape[-2:], mode='area')[:, 0], images
