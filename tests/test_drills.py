@@ -1,8 +1,9 @@
 """Fault drills: what a batch is put through, it ends in the tables of a batch that was left alone, or refuses in words.
 
 Two kills by default; `AU_STUDY_DRILLS=20 pytest tests/test_drills.py -k killed` for an evening of them.
-(Checkpoints, saved models and locks have their own drills in test_training.py and test_study.py.)
+(Checkpoints and saved models have their own drills in test_training.py, a single training in test_study.py.)
 """
+import base64
 import errno
 import json
 import os
@@ -17,14 +18,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_study import STUDY as SLOW
-from test_study import begin, below, checkout, reproduce, server, tables, wait_for  # noqa: F401
+from tiny_batch import STUDY, begin, below, checkout, furnish, reproduce, server, tables, wait_for  # noqa: F401
 from tiny_estimator import Tiny
 
 from au_study.faces.faceset import FaceSet
 from au_study.files import Damaged, damaged, publish, seal, sound, whole_file, whole_folder, write_text
 from au_study.study.batch import drop_damaged, drop_old_tables
 from au_study.study.data import DataChanged, check_fingerprint
+from au_study.study.manifests import ManifestError
 from au_study.study.plan import make_plan, read_plan
 from au_study.study.runs import RunStore
 from au_study.training import AUEstimator, ModelFileError
@@ -32,17 +33,12 @@ from au_study.training.batches import blob_faces
 from au_study.training.loop import write_checkpoint
 
 KILLS = int(os.environ.get("AU_STUDY_DRILLS", 2))
-STUDY = SLOW.replace("seconds: 0.1", "seconds: 0.05")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, checkout):  # noqa: F811
     "A checkout, data, a study of two runs, and the results of a batch that was left alone (but for a second one that was started in the same moment)."
-    folder = tmp_path_factory.mktemp("drills of a batch")      # a space in every path
-    (folder / "code").symlink_to(checkout)
-    blob_faces(6, 20, seed=1).save(folder / "data/blobs")
-    (folder / "tiny.yaml").write_text(STUDY)
-    (folder / "small.yaml").write_text("title: one fold, one seed\nfolds: [0]\nn_boot: 50\n")
+    folder = furnish(tmp_path_factory.mktemp("drills of a batch"), checkout)      # a space in every path
     started = time.monotonic()
     both = [begin(folder, "whole") for _ in range(2)]
     said = [p.communicate(timeout=900)[0] for p in both]
@@ -72,7 +68,45 @@ def flip(path, at=0.5):
     Path(path).write_bytes(data)
 
 
-# --- killed ------------------------------------------------------------------------------------------------------------------------
+# --- stopped and killed ----------------------------------------------------------------------------------------------------------
+
+def test_stopped_then_killed_it_goes_on(place, server):  # noqa: F811
+    "SIGTERM, then SIGKILL, each within a training; Snakemake's notes torn; then the same call, twice."
+    results = place / "broken"
+    def training(): return any((results / "work/runs").glob("*/train/*"))
+    first = begin(place, "broken")
+    wait_for(training, 240, "a training to begin")
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 130 and "goes on from there" in said, said
+    wait_for(lambda: not below(results), 15, "all processes to end after SIGTERM")
+
+    killed = begin(place, "broken")
+    before = {p: p.stat().st_mtime_ns for p in (results / "work/runs").glob("*/train/*")}
+    wait_for(lambda: any(p.stat().st_mtime_ns != before.get(p) for p in (results / "work/runs").glob("*/train/*") if p.exists()) or any((results / "runs").glob("*")), 240, "a resumed training")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: not below(results), 15, "all processes to end after the driver was killed")
+    assert not tables(place, "broken")
+    for mark in (results / "work/done").glob("*/*"):   # as when Snakemake is killed between the end of a job and its own note of it
+        name = base64.b64encode(str(mark.relative_to(results)).encode()).decode()
+        (results / ".snakemake/incomplete" / name).write_text('{"external_jobid": null}')
+
+    resumed = reproduce(place, "broken", server=server)
+    assert resumed.returncode == 0, resumed.stdout
+
+    stamps = {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
+    again = reproduce(place, "broken", server=server)
+    assert again.returncode == 0 and "Nothing to do" in again.stdout, f"first call:\n{resumed.stdout}\nsecond call:\n{again.stdout}"
+    assert stamps == {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
+
+    page = (results / "index.html").read_text()
+    assert "published only" in page and "face world" in page and 'http-equiv="refresh"' not in page and "http://" not in page and "https://" not in page
+    child = next((results / "runs").glob("*f0*/weights/parent.json"))
+    assert (results / "runs" / json.loads(child.read_text())["run"] / "weights/weights.safetensors").exists()
+
+    equal(place, "broken")
+
 
 def test_killed_at_random_moments(place, server):  # noqa: F811
     "kill -9 of the batch, or of any process below it; afterwards nothing runs on, and the same call ends in the same bytes."
@@ -92,7 +126,22 @@ def test_killed_at_random_moments(place, server):  # noqa: F811
     equal(place, "killed")
 
 
-# --- a full disk -------------------------------------------------------------------------------------------------------------------
+def test_signals_end_a_call_but_for_those_it_was_told_to_ignore():
+    from au_study.study import batch
+    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)      # as nohup leaves it
+        with pytest.raises(batch.Stopped, match="SIGTERM"):
+            with batch._stoppable():
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        assert signal.getsignal(signal.SIGTERM) == before[1] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGTERM), before): signal.signal(number, handler)
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -184,7 +233,48 @@ def test_a_torn_line_of_timings_hurts_nobody(tmp_path):
     assert [t["seconds"] for t in read_timings(tmp_path)] == [3.0]
 
 
-# --- flipped bits ------------------------------------------------------------------------------------------------------------------
+# --- a part that fails -----------------------------------------------------------------------------------------------------------
+
+def test_a_failing_run_does_not_stop_the_others(place, server):  # noqa: F811
+    (place / "failing.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true"))
+    done = reproduce(place, "failing", "failing.yaml", server=server)
+    assert done.returncode == 1
+    assert "RuntimeError: this estimator fails on purpose" in done.stdout and "run.ipynb" in done.stdout
+    plan = json.loads(next((place / "failing/plans").glob("*.json")).read_text())
+    states = [RunStore(place / "failing").state(r) for r in plan["runs"]]
+    assert sorted(states) == ["done", "failed"] and not (place / "failing/tables").exists()
+    assert "fails on purpose" in (place / "failing/index.html").read_text()
+
+
+def test_data_that_cannot_be_made_do_not_stop_the_rest(place, server):  # noqa: F811
+    torn = place / "data/torn"
+    blob_faces(6, 20, seed=2).save(torn)
+    crops = bytearray((torn / "crops.npy").read_bytes())
+    crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
+    (torn / "crops.npy").write_bytes(crops)
+    (place / "torn.yaml").write_text(STUDY.replace("dataset: blobs", "dataset: torn"))
+    done = reproduce(place, "torn", "tiny.yaml", "torn.yaml", server=server)
+    assert done.returncode == 1 and "torn" in done.stdout, done.stdout
+    assert tables(place, "torn") == tables(place, "whole") and not (place / "torn/tables/small-data/torn.csv").exists()
+
+
+def test_a_report_that_fails_stops_no_training(monkeypatch, capsys):
+    from au_study.study import batch
+    def broken(*_, **__): raise TypeError("a study that was saved half-edited")
+    monkeypatch.setattr(batch, "write_report", broken)
+    batch._pages(None)
+    assert "The report could not be written: TypeError: a study that was saved half-edited" in capsys.readouterr().out
+
+
+def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
+    from au_study.study.batch import reproduce as make
+    (place / "turned.yaml").write_text(STUDY.replace("dataset: blobs", "dataset: blobs\ndata: {knobs: {duration_factor: 2}}"))
+    with pytest.raises(ManifestError, match="nothing is left to make of .*turned.yaml; the reason is above"):
+        make([place / "turned.yaml"], place / "small.yaml", str(place / "data"), place / "nothing", 2)
+    assert "turned is left out: duration_factor" in capsys.readouterr().out and not (place / "nothing/plans").exists()
+
+
+# --- flipped bits ----------------------------------------------------------------------------------------------------------------
 
 def test_flipped_bits_are_found_and_mended_whatever_the_clock_says(place, server):  # noqa: F811
     "A bit in the scores, one in a record's fingerprint: the next call makes these again, and only these, though all files are from next year (a clock that was set back)."
@@ -253,7 +343,7 @@ def test_a_flipped_bit_beside_the_pixels_is_refused_or_changes_nothing(tmp_path,
         assert part == "manifest.json", f"byte {at:.2f} of {part}"       # a number there that nothing depends on
 
 
-# --- what looks like the same and isn't --------------------------------------------------------------------------------------------
+# --- what looks like the same and isn't ------------------------------------------------------------------------------------------
 
 def test_a_changed_parameter_has_its_own_runs_and_the_old_ones_come_back(place, monkeypatch):
     monkeypatch.setenv("AU_STUDY_ROOT", str((place / "code").resolve()))

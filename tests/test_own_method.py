@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+from tiny_batch import finished
 
 from au_study.study.own_code import FOLDERS, own_code
 from au_study.study.plan import make_plan
@@ -64,8 +65,8 @@ def place(tmp_path, monkeypatch):
 
 def command(place, *words):
     "The command line, in a process of its own and another folder."
-    return subprocess.run([sys.executable, "-m", "au_study.study.cli", *words, "--profile", str(place / "small.yaml"), "--data", str(place / "data"), "--results", str(place / "results")],
-                          capture_output=True, text=True, cwd=place.parent)
+    return finished([sys.executable, "-m", "au_study.study.cli", *words, "--profile", str(place / "small.yaml"), "--data", str(place / "data"), "--results", str(place / "results")],
+                    place.parent, dict(os.environ))
 
 
 def plan_of(place, study="mine.yaml"): return make_plan([place / study], place / "small.yaml", str(place / "data"), place / "results")
@@ -73,7 +74,7 @@ def plan_of(place, study="mine.yaml"): return make_plan([place / study], place /
 
 def test_a_batch_makes_its_row_and_a_claim_judges_it(place):
     done = command(place, "reproduce", str(place / "mine.yaml"), str(place / "figure.yaml"), "--cores", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     assert "| Half " in done.stdout and "vs Rate" in done.stdout and "0.9" in done.stdout
     store, plan = RunStore(place / "results"), plan_of(place)
     own = [name for name, e in plan.runs.items() if "Half" in e["label"]]
@@ -81,7 +82,7 @@ def test_a_batch_makes_its_row_and_a_claim_judges_it(place):
     run = own[0]
     assert store.read(run, "run")["code"] == plan.runs[run]["parameters"]["code"] != ""
     said = command(place, "claims", str(place / "claims.yaml"))
-    assert said.returncode == 0 and "Half a base rate never says yes." in said.stdout and "1 claims, 1 lines" in said.stdout and "not run" not in said.stdout, said.stdout + said.stderr
+    assert said.returncode == 0 and "Half a base rate never says yes." in said.stdout and "1 claims, 1 lines" in said.stdout and "not run" not in said.stdout, said.stdout
 
 
 PARTS = """

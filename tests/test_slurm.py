@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_study import call, checkout, environment, place, tables, wait_for  # noqa: F401
+from tiny_batch import call, checkout, environment, furnish, tables, wait_for  # noqa: F401
 
 from au_study.study.batch import snakemake_command
 from au_study.study.manifests import project_root
@@ -148,18 +148,15 @@ def slurm(tmp_path):
             except subprocess.TimeoutExpired: process.kill(); process.wait()
 
 
-def test_a_batch_on_slurm_gives_the_tables_of_a_local_one(place, slurm):  # noqa: F811
+def test_a_batch_on_slurm_gives_the_tables_of_a_local_one(tmp_path, checkout, slurm):  # noqa: F811
     # the shipped profile, with what a site adds: less memory than the profile asks for, no accounting, a fast file system
-    code = place / "own"
-    shutil.copytree((place / "code").resolve(), code)
-    (place / "code").unlink()
-    (place / "code").symlink_to(code)
+    shutil.copytree(checkout, code := tmp_path / "own")
+    place = furnish(tmp_path, code)
     site = yaml.safe_load(PROFILE.read_text()) | {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 2, "latency-wait": 5, "slurm-keep-successful-logs": True}
     site["default-resources"] |= {"mem_mb": 1000, "runtime": 10}
     (code / "workflow/profiles/site").mkdir()
     (code / "workflow/profiles/site/config.yaml").write_text(yaml.safe_dump(site))
     (place / "tiny.yaml").write_text(STUDY)
-    (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")
     own = environment(place)
     env = {**own, "PYTHONPATH": os.pathsep.join(filter(None, [own["PYTHONPATH"], os.environ.get("PYTHONPATH")]))}
     done = inside(slurm, *call(place, "cluster"), "--executor", "site", env=env, cwd=place, timeout=1200)

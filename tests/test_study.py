@@ -1,9 +1,6 @@
-"The study harness across notebooks: ids, store, writers, parameters, and a batch that is stopped, killed and resumed."
-import base64
-import json
+"The study harness across notebooks: ids, store, writers, parameters, and a training that is stopped and goes on."
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 
 from au_study.files import Busy, claim, publish
@@ -24,7 +20,6 @@ from au_study.study.plan import make_plan
 from au_study.study.protocol import ProtocolMismatch, one_protocol, protocol_of
 from au_study.study.runs import FILES, RunStore, fold_numbers, make_run, parent_of
 from au_study.study.tables import published_values
-import au_study.study.warm as warm
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -219,196 +214,3 @@ def test_a_run_is_named_by_the_code_that_was_imported():
     "Not by an edit that is made while it trains."
     code = "import au_study.study.runs as r; assert r.code_hash.cache_info().currsize == 1"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# --- a whole batch -----------------------------------------------------------------------------------------------------------------
-
-STUDY = """
-paper: au_rcnn
-table: 5
-title: a tiny batch
-dataset: blobs
-reference: plain
-protocol: {split: blobs-2fold, aus: [4, 12], crop: none}
-rows:
-  plain: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.1}}
-  shifted: {estimator: "tiny_estimator:Tiny", params: {seconds: 0.1, shift: 0.5}}
-  quoted: {published_only: not ours}
-"""
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    "A copy of all that a batch reads: a study's id holds the hash of these files, and they may be edited while the tests run."
-    copy = tmp_path_factory.mktemp("check out")
-    for part in ("au_study", "data_manifests", "nbs/reproduce", "workflow"): shutil.copytree(HERE.parent / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    return copy
-
-
-@pytest.fixture
-def place(tmp_path, checkout):
-    (tmp_path / "code").symlink_to(checkout)
-    blob_faces(6, 20, seed=1).save(tmp_path / "data" / "blobs")
-    (tmp_path / "tiny.yaml").write_text(STUDY)
-    (tmp_path / "small.yaml").write_text("title: two folds, one seed\nn_boot: 50\n")
-    return tmp_path
-
-
-def call(place, results, *studies):
-    "The command line of a batch."
-    return [sys.executable, "-m", "au_study.study.cli", "reproduce", *(str(place / s) for s in studies or ["tiny.yaml"]), "--profile", str(place / "small.yaml"), "--data", str(place / "data"),
-            "--results", str(place / results), "--cores", "2"]
-
-
-def search_path(code): return os.pathsep.join([str(code), str(HERE)])
-
-
-def environment(place):
-    code = str((place / "code").resolve())
-    return {**os.environ, "PYTHONPATH": search_path(code), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
-
-
-def reproduce(place, results, *studies, server=None):
-    "A batch that runs to its end, with whatever it said; nothing of it is imported anew where there is a server."
-    words, env = call(place, results, *studies), environment(place)
-    if server is None: return subprocess.run(words, env=env, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with open(place / "said", "w+") as said, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AU_STUDY_WARM", server["AU_STUDY_WARM"])
-        process = warm.start(words, stdout=said, cwd=place, env=env | server)
-        assert process, "the server serves this"
-        code = process.wait()
-        said.seek(0)
-        return subprocess.CompletedProcess(words, code, said.read())
-
-
-@pytest.fixture(scope="session")
-def server(checkout, tmp_path_factory):
-    "What batches need that nobody is going to kill: one process that has imported everything, for all of them."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", search_path(checkout))
-        modules = [*warm.needed_modules({TINY}, analyses=False, world=False), "au_study.study.cli", "au_study.study.reproduce", "au_study.study.batch"]
-        with warm.warm_server(tmp_path_factory.mktemp("server"), modules=modules) as added: yield added
-
-
-def begin(place, results):
-    "A batch in the background."
-    return subprocess.Popen(call(place, results), env=environment(place), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def below(place):
-    "Processes that still work on a results folder."
-    def mine(p):
-        try: return str(place) in " ".join(p.cmdline()) + p.cwd()
-        except psutil.Error: return False
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and mine(p)]
-
-
-def wait_for(condition, seconds, what):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def tables(place, results):
-    return {p.name: p.read_bytes() for p in sorted((place / results / "tables").rglob("tiny.*"))}
-
-
-def test_stopped_and_killed_batches_end_in_the_same_tables(place, server):
-    results = place / "broken"
-    whole = reproduce(place, "whole", server=server)
-    assert whole.returncode == 0, whole.stdout
-    assert set(tables(place, "whole")) == {"tiny.csv", "tiny.md", "tiny.tex"}
-
-    def training(): return any((results / "work/runs").glob("*/train/*"))
-    first = begin(place, "broken")
-    wait_for((results / "work").exists, 240, "a batch to begin")
-    second = reproduce(place, "broken", server=server)
-    assert second.returncode == 2 and "being worked on by process" in second.stdout
-    wait_for(training, 240, "a training to begin")
-    first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "goes on from there" in said, said
-    wait_for(lambda: not below(results), 15, "all processes to end after SIGTERM")
-
-    killed = begin(place, "broken")
-    before = {p: p.stat().st_mtime_ns for p in (results / "work/runs").glob("*/train/*")}
-    wait_for(lambda: any(p.stat().st_mtime_ns != before.get(p) for p in (results / "work/runs").glob("*/train/*") if p.exists()) or any((results / "runs").glob("*")), 240, "a resumed training")
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    wait_for(lambda: not below(results), 15, "all processes to end after the driver was killed")
-    assert not tables(place, "broken")
-    for mark in (results / "work/done").glob("*/*"):   # as when Snakemake is killed between the end of a job and its own note of it
-        name = base64.b64encode(str(mark.relative_to(results)).encode()).decode()
-        (results / ".snakemake/incomplete" / name).write_text('{"external_jobid": null}')
-
-    resumed = reproduce(place, "broken", server=server)
-    assert resumed.returncode == 0, resumed.stdout
-
-    stamps = {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
-    again = reproduce(place, "broken", server=server)
-    assert again.returncode == 0 and "Nothing to do" in again.stdout, f"first call:\n{resumed.stdout}\nsecond call:\n{again.stdout}"
-    assert stamps == {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
-
-    page = (results / "index.html").read_text()
-    assert "published only" in page and "face world" in page and 'http-equiv="refresh"' not in page and "http://" not in page and "https://" not in page
-    child = next((results / "runs").glob("*f0*/weights/parent.json"))
-    assert (results / "runs" / json.loads(child.read_text())["run"] / "weights/weights.safetensors").exists()
-
-    assert tables(place, "broken") == tables(place, "whole")
-
-
-def test_data_that_cannot_be_made_do_not_stop_the_rest(place, server):
-    torn = place / "data/torn"
-    blob_faces(6, 20, seed=2).save(torn)
-    crops = bytearray((torn / "crops.npy").read_bytes())
-    crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
-    (torn / "crops.npy").write_bytes(crops)
-    (place / "tiny.yaml").write_text(STUDY.replace("seconds: 0.1", "seconds: 0.0"))
-    (place / "torn.yaml").write_text((place / "tiny.yaml").read_text().replace("dataset: blobs", "dataset: torn"))
-    done = reproduce(place, "results", "tiny.yaml", "torn.yaml", server=server)
-    assert done.returncode == 1 and "torn" in done.stdout, done.stdout
-    assert set(tables(place, "results")) == {"tiny.csv", "tiny.md", "tiny.tex"} and not (place / "results/tables/small-data/torn.csv").exists()
-
-
-def test_a_report_that_fails_stops_no_training(monkeypatch, capsys):
-    from au_study.study import batch
-    def broken(*_, **__): raise TypeError("a study that was saved half-edited")
-    monkeypatch.setattr(batch, "write_report", broken)
-    batch._pages(None)
-    assert "The report could not be written: TypeError: a study that was saved half-edited" in capsys.readouterr().out
-
-
-def test_signals_end_a_call_but_for_those_it_was_told_to_ignore():
-    from au_study.study import batch
-    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)      # as nohup leaves it
-        with pytest.raises(batch.Stopped, match="SIGTERM"):
-            with batch._stoppable():
-                os.kill(os.getpid(), signal.SIGHUP)
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(5)
-        assert signal.getsignal(signal.SIGTERM) == before[1] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        for number, handler in zip((signal.SIGHUP, signal.SIGTERM), before): signal.signal(number, handler)
-
-
-def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
-    from au_study.study.batch import reproduce as make
-    (place / "turned.yaml").write_text(STUDY.replace("dataset: blobs", "dataset: blobs\ndata: {knobs: {duration_factor: 2}}"))
-    with pytest.raises(ManifestError, match="nothing is left to make of .*turned.yaml; the reason is above"):
-        make([place / "turned.yaml"], place / "small.yaml", str(place / "data"), place / "results", 2)
-    assert "turned is left out: duration_factor" in capsys.readouterr().out and not (place / "results/plans").exists()
-
-
-def test_a_failing_run_does_not_stop_the_others(place, server):
-    (place / "tiny.yaml").write_text(STUDY.replace("shift: 0.5", "fail: true").replace("seconds: 0.1", "seconds: 0.0"))
-    (place / "small.yaml").write_text("title: one fold\nfolds: [0]\nn_boot: 50\n")
-    done = reproduce(place, "results", server=server)
-    assert done.returncode == 1
-    assert "RuntimeError: this estimator fails on purpose" in done.stdout and "run.ipynb" in done.stdout
-    plan = json.loads(next((place / "results/plans").glob("*.json")).read_text())
-    states = [RunStore(place / "results").state(r) for r in plan["runs"]]
-    assert sorted(states) == ["done", "failed"] and not tables(place, "results")
-    assert "fails on purpose" in (place / "results/index.html").read_text()

@@ -137,7 +137,9 @@ def run_studies(times: dict[str, float], workers: int) -> bool:
 def run_pytest(times: dict[str, float], workers: int) -> bool:
     "pytest, its tests shared out between the workers by files; its closing line is the last that is printed."
     command = [sys.executable, "-m", "pytest", "-q", "--durations=12", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", "tests"]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | shared_threads(workers)).returncode == 0
+    environment = os.environ | shared_threads(workers)
+    with warm_server(TIMES.parent, env=environment) as served:     # for kernels and commands that nobody is going to kill
+        return subprocess.run(command, cwd=ROOT, env=environment | served).returncode == 0
 
 
 def main() -> None:

@@ -218,7 +218,7 @@ class Progress:
     def close(self): self.bar.close()
 
 # %% ../../nbs/study/55_batch.ipynb #ddffdd73
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):     # which no `except Exception` keeps to itself
     "The driver was asked to stop."
 
 def _raise_stopped(number, frame): raise Stopped(signal.Signals(number).name)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -144,6 +145,7 @@ KINDS = {'data': ('data.ipynb', 'data.json', 'place.json', 'frames.parquet'),
          'runs': ('run.ipynb', 'run.json', 'scores.parquet', 'metrics.json', 'environment.json', 'timing.json', 'weights'),
          'studies': ('study.ipynb', 'table.csv', 'table.md')}
 
+@lru_cache(8192)     # a batch looks at all its results once a second
 def places(
     kind: str,      # 'data', 'runs' or 'studies'
     name: str,      # id of the result
