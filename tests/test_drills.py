@@ -264,6 +264,8 @@ def test_a_report_that_fails_stops_no_training(monkeypatch, capsys):
     monkeypatch.setattr(batch, "write_report", broken)
     batch._pages(None)
     assert "The report could not be written: TypeError: a study that was saved half-edited" in capsys.readouterr().out
+    monkeypatch.setattr(batch, "write_report", lambda *_, **__: batch._raise_stopped(signal.SIGTERM, None))
+    with pytest.raises(batch.Stopped, match="SIGTERM"): batch._pages(None)      # a batch that is stopped just then doesn't go on
 
 
 def test_a_call_with_nothing_left_to_make_says_so(place, capsys):
