@@ -75,6 +75,9 @@ def test_stopped_then_killed_it_goes_on(place, server):  # noqa: F811
     results = place / "broken"
     def training(): return any((results / "work/runs").glob("*/train/*"))
     first = begin(place, "broken")
+    wait_for((results / "work").exists, 240, "a batch to begin")
+    second = reproduce(place, "broken", server=server)
+    assert second.returncode == 2 and "being worked on by process" in second.stdout
     wait_for(training, 240, "a training to begin")
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
@@ -247,11 +250,8 @@ def test_a_failing_run_does_not_stop_the_others(place, server):  # noqa: F811
 
 
 def test_data_that_cannot_be_made_do_not_stop_the_rest(place, server):  # noqa: F811
-    torn = place / "data/torn"
-    blob_faces(6, 20, seed=2).save(torn)
-    crops = bytearray((torn / "crops.npy").read_bytes())
-    crops[-1] ^= 1                                   # of the right size: only who reads it all can tell
-    (torn / "crops.npy").write_bytes(crops)
+    blob_faces(6, 20, seed=2).save(place / "data/torn")
+    flip(place / "data/torn/crops.npy", 0.999)       # of the right size: only who reads it all can tell
     (place / "torn.yaml").write_text(STUDY.replace("dataset: blobs", "dataset: torn"))
     done = reproduce(place, "torn", "tiny.yaml", "torn.yaml", server=server)
     assert done.returncode == 1 and "torn" in done.stdout, done.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from tiny_batch import TINY
 
 from au_study.files import Busy, claim, publish
 from au_study.training.batches import blob_faces
@@ -23,7 +24,6 @@ from au_study.study.tables import published_values
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-TINY = "tiny_estimator:Tiny"
 SPEC = {"source": "folder", "dataset": "blobs", "fingerprint": "0", "resolution": 1.0}
 RULES = protocol_of({"split": "blobs-2fold", "aus": [4, 12], "crop": "none"})
 

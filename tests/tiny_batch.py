@@ -62,11 +62,13 @@ def environment(place):
     return {**own, "PYTHONPATH": search_path(code), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
 
 
-def finished(words, cwd, env):
-    "A command that runs to its end, with whatever it said; forked from the server that `env` names, if one does."
+def finished(words, cwd, env, cold=True):
+    "A command that runs to its end, with whatever it said; forked from the server that `env` names, and started anew only where it may start `cold`."
     with tempfile.TemporaryFile("w+") as said, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AU_STUDY_WARM", env.get("AU_STUDY_WARM", ""))
-        process = warm.start(words, stdout=said, cwd=cwd, env=env) or subprocess.Popen(words, stdout=said, stderr=said, cwd=cwd, env=env)
+        process = warm.start(words, stdout=said, cwd=cwd, env=env)
+        assert process or cold, "the server serves this"
+        process = process or subprocess.Popen(words, stdout=said, stderr=said, cwd=cwd, env=env)
         code = process.wait()
         said.seek(0)
         return subprocess.CompletedProcess(words, code, said.read())
@@ -74,7 +76,7 @@ def finished(words, cwd, env):
 
 def reproduce(place, results, *studies, server):
     "A batch that runs to its end, nothing of it imported anew."
-    return finished(call(place, results, *studies), place, environment(place) | server)
+    return finished(call(place, results, *studies), place, environment(place) | server, cold=False)
 
 
 @pytest.fixture(scope="session")
