@@ -57,7 +57,7 @@ def test_a_server_that_is_there_is_used(server, tmp_path):
 
 
 def test_child_ends_with_whoever_asked(server):
-    asker = subprocess.Popen([sys.executable, "-c", f"import time; from au_study.study.warm import start; print(start({SLEEP!r}).pid, flush=True); time.sleep(60)"],
+    asker = subprocess.Popen([sys.executable, "-c", f"import time; from au_study.study.warm import start; child = start({SLEEP!r}); print(child.pid, flush=True); time.sleep(60)"],
                              stdout=subprocess.PIPE, text=True)
     child = int(asker.stdout.readline())
     assert psutil.pid_exists(child)

@@ -196,7 +196,7 @@ def main(door: str, *modules: str):
 
 # %% ../../nbs/study/33_warm.ipynb #0fe9df52
 class Forked:
-    "A process that the server forked for this one. It ends, at the latest, with this one."
+    "A process that the server forked for this one. It ends, at the latest, with this one, or once nobody holds this object."
     stdin = stdout = stderr = None
     def __init__(self,
         connection: socket.socket,  # to the server
