@@ -89,8 +89,8 @@ PAUSE = 300   # seconds in which nothing is made
 def took(
     plan: Plan,      # the batch
     results: Path,   # results folder
-) -> float:          # seconds
-    "From the start of the first run to the last result; what lies between a stopped batch and its resumption, `PAUSE` or more, isn't counted."
+) -> float | None:   # seconds
+    "From the start of the first run to the last result; what lies between a stopped batch and its resumption, `PAUSE` or more, isn't counted. None where files were copied without their times."
     store, spans = RunStore(results), []
     for run in filter(store.done, plan.runs):
         end = (store.path(run) / 'metrics.json').stat().st_mtime
@@ -100,7 +100,9 @@ def took(
     starts, ends = np.array(sorted([*spans, *((t, t) for t in tables)])).T
     busy_until = np.maximum.accumulate(ends)
     idle = starts[1:] - busy_until[:-1]
-    return float(busy_until[-1] - starts[0] - idle[idle >= PAUSE].sum())
+    wall = float(busy_until[-1] - starts[0] - idle[idle >= PAUSE].sum())
+    at_once = max(store.read(r, 'environment')['cpus'] for r in plan.runs if store.done(r))
+    return wall if wall * at_once >= sum(end - start for start, end in spans) else None   # more work than all cores could do: these times are a copy's
 
 def machine(
     plan: Plan,      # the batch
@@ -118,7 +120,7 @@ def machine(
             'commit': commit() if {e['code'] for e in where} == {code_hash()} else '',
             'date': datetime.now(UTC).date().isoformat(), 'seeds': sorted({plan.runs[r]['seed'] for r in done}), 'folds': sorted({plan.runs[r]['fold'] for r in done}),
             'runs': [len(done), len(plan.runs)], 'tables': [tables, len(plan.studies)], 'computing_seconds': round(sum(sum(store.read(r, 'timing')['seconds'].values()) for r in done)),
-            'wall_seconds': round(took(plan, results))}
+            'wall_seconds': None if (wall := took(plan, results)) is None else round(wall)}
 
 # %% ../../nbs/study/53_reference.ipynb #f0672956
 LIMIT, SMALL_FIGURE, SMALL_SCORES = 8_000_000, 60_000, 100_000   # bytes
@@ -251,7 +253,8 @@ def batch_words(
             ('commit', f"{m['commit'] or 'another than the one that was checked out when the batch was kept'}; code of the methods {listed(m['code'])}"), ('date', m['date']),
             ('seeds', listed(m['seeds']) + ('; one training of each network, so no claim can be *supported* or *refuted* by it' if len(m['seeds']) == 1 else '')), ('folds', listed(m['folds'])),
             ('made', f"{m['runs'][0]} of {several(m['runs'][1], 'run')}, {m['tables'][0]} of {several(m['tables'][1], 'table')}"),
-            ('time', f"{m['computing_seconds'] / 3600:.1f} hours of computing, {m['wall_seconds'] / 3600:.1f} hours from the start of the first run to the last result, without pauses"),
+            ('time', f"{m['computing_seconds'] / 3600:.1f} hours of computing, " + ('results were copied, so how long the batch took is unknown' if m['wall_seconds'] is None else
+             f"{m['wall_seconds'] / 3600:.1f} hours from the start of the first run to the last result, without pauses")),
             ('left out here', f"{several(len(m['left_out']), 'file')} too large or not to be passed on" if m['left_out'] else 'nothing')]
     return Shown(markdown(pd.DataFrame(rows, columns=['', f"batch `{m['batch']}`"])))
 
