@@ -56,10 +56,15 @@ def call(place, results, *studies):
 def search_path(code): return os.pathsep.join([str(code), str(HERE)])
 
 
+def unserved():
+    "The environment of this process, without the server that it was started by."
+    return {name: value for name, value in os.environ.items() if name not in ("AU_STUDY_WARM", "JUPYTER_DEFAULT_PROVISIONER_NAME")}
+
+
 def environment(place):
     "Of a process that finds the checkout's code; a server of these tests has other code."
-    code, own = str((place / "code").resolve()), {name: value for name, value in os.environ.items() if name not in ("AU_STUDY_WARM", "JUPYTER_DEFAULT_PROVISIONER_NAME")}
-    return {**own, "PYTHONPATH": search_path(code), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
+    code = str((place / "code").resolve())
+    return {**unserved(), "PYTHONPATH": search_path(code), "AU_STUDY_ROOT": code, "AU_STUDY_CACHE": str(place / "cache"), "PYTHONUNBUFFERED": "1"}
 
 
 def finished(words, cwd, env, cold=True):
@@ -82,10 +87,8 @@ def reproduce(place, results, *studies, server):
 @pytest.fixture(scope="session")
 def server(checkout, tmp_path_factory):
     "What batches need that nobody is going to kill: one process that has imported everything, for all of them."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", search_path(checkout))
-        modules = [*warm.needed_modules({TINY}, analyses=False, world=False), "au_study.study.cli", "au_study.study.reproduce", "au_study.study.batch"]
-        with warm.warm_server(tmp_path_factory.mktemp("server"), modules=modules) as added: yield added
+    modules = [*warm.needed_modules({TINY}, analyses=False, world=False), "au_study.study.cli", "au_study.study.reproduce", "au_study.study.batch"]
+    with warm.warm_server(tmp_path_factory.mktemp("server"), env={**unserved(), "PYTHONPATH": search_path(checkout)}, modules=modules) as added: yield added
 
 
 def begin(place, results):
