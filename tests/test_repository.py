@@ -213,12 +213,29 @@ def test_links_of_the_documentation():
     assert linker("[the licence](../../LICENSE)") == "the licence"
     assert linker("[`parallel`](https://fastcore.fast.ai/parallel.html#parallel)") == "`parallel`"
     assert linker("`[x](../00_facs.ipynb)`") == "`[x](../00_facs.ipynb)`"
+    assert linker("([`parallel`](https://fastcore.fast.ai/parallel.html) of [facs](../00_facs.ipynb)), not `x`") == "(`parallel` of [facs](../facs.ipynb)), not `x`"      # code in a link and code behind it
     assert build_docs.label("p", "Augment") != build_docs.label("p", "augment")
 
 
 def test_own_choices_become_boxes():
     boxed = build_docs.our_choice("text\n\n> Our choice: half.\n> Because.\n\nmore")
     assert boxed == "text\n\n:::{admonition} Our choice\n:class: our-choice\n\nhalf.\nBecause.\n:::\n\nmore"
+
+
+def test_every_link_between_notebooks_becomes_one_between_pages():
+    "With the links that nbdev makes of names in backticks."
+    from nbdev.config import get_config
+    from nbdev.doclinks import NbdevLookup
+    facts, linkify = get_config(path=ROOT), NbdevLookup().linkify
+    sources = {str(p.relative_to(ROOT / "nbs")): [build_docs.text(c) for c in lint.read(p)["cells"] if c["cell_type"] == "markdown"] for p in lint.all_notebooks()}
+    pages = {name: build_docs.re.sub(r"(^|/)\d+_", r"\1", name.removesuffix(".ipynb")) for name in sources}
+    lost = []
+    for name, texts in sources.items():
+        linker = build_docs.Linker(pages[name], pages, set(), facts.doc_host + facts.doc_baseurl)
+        for words in texts:
+            made = build_docs.re.sub(r"^```.*?^```|`[^`\n]*`", "", linker(linkify(words)), flags=build_docs.re.M | build_docs.re.S)
+            lost += [f"{name}: {link}" for link in build_docs.re.findall(r"\]\(([^)\s]*\b\d+_\w+\.ipynb)", made)]
+    assert sum(text.count(".ipynb)") for texts in sources.values() for text in texts) > 300 and not lost
 
 
 def test_navigation_keeps_the_reading_order():

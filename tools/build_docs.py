@@ -88,9 +88,9 @@ class Linker:
 
     def __call__(self, markdown: str) -> str:
         markdown = re.sub(r"\{target=[^}]*\}", "", markdown)
-        pieces = re.split(r"(^```.*?^```|`[^`\n]*`(?!\]))", markdown, flags=re.M | re.S)
-        pieces[::2] = [re.sub(r"(?<!!)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)?)\]\(([^)#\s]*)(#[^)\s]*)?\)", self.link, piece) for piece in pieces[::2]]
-        return our_choice("".join(pieces))
+        token = r"^```.*?^```|(?<!!)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)?)\]\(([^)#\s]*)(#[^)\s]*)?\)|`[^`\n]*`"  # a block of code, a link, or code; whichever begins first
+        markdown = re.sub(token, lambda m: m[0] if m[1] is None else self.link(m), markdown, flags=re.M | re.S)
+        return our_choice(markdown)
 
 
 def our_choice(markdown: str) -> str:
