@@ -44,7 +44,7 @@ setup:  ## make the environment in .venv (2 minutes, 2.2 GB; all other targets d
 reproduce: setup  ## train, evaluate and print the studies' tables; report in results/index.html (quick profile: under 20 minutes on 2 cores)
 	@$(RUN) -m au_study.study.cli reproduce $(STUDIES) --profile $(PROFILE) $(if $(CORES),--cores $(CORES)) $(ARGS)
 
-test: setup  ## lint, run every notebook, run every study in the smoke profile, run pytest (under 25 minutes on 2 cores)
+test: setup  ## lint, run every notebook, run every study in the smoke profile, run pytest (20 to 30 minutes on 2 cores, by their speed)
 	@$(RUN) tools/run_tests.py --workers $(WORKERS)
 
 lint: setup  ## check notebooks, exports, README and code style (under a minute)
