@@ -101,8 +101,8 @@ def took(
     busy_until = np.maximum.accumulate(ends)
     idle = starts[1:] - busy_until[:-1]
     wall = float(busy_until[-1] - starts[0] - idle[idle >= PAUSE].sum())
-    at_once = max(store.read(r, 'environment')['cpus'] for r in plan.runs if store.done(r))
-    return wall if wall * at_once >= sum(end - start for start, end in spans) else None   # more work than all cores could do: these times are a copy's
+    at_once = 2 * max(store.read(r, 'environment')['cpus'] for r in plan.runs if store.done(r))   # somebody may have asked for more than there are
+    return wall if wall * at_once >= sum(end - start for start, end in spans) else None            # more work than they could do: these times are a copy's
 
 def machine(
     plan: Plan,      # the batch
