@@ -223,18 +223,23 @@ def test_own_choices_become_boxes():
     assert boxed == "text\n\n:::{admonition} Our choice\n:class: our-choice\n\nhalf.\nBecause.\n:::\n\nmore"
 
 
+def pages_of_the_kit():
+    "Names of the pages by notebook."
+    names = [str(p.relative_to(ROOT / "nbs")) for p in lint.all_notebooks()]
+    return {name: build_docs.re.sub(r"(^|/)\d+_", r"\1", name.removesuffix(".ipynb")) for name in names}
+
+
 def test_every_link_between_notebooks_becomes_one_between_pages():
     "With the links that nbdev makes of names in backticks."
     from nbdev.config import get_config
     from nbdev.doclinks import NbdevLookup
     facts, linkify = get_config(path=ROOT), NbdevLookup().linkify
     sources = {str(p.relative_to(ROOT / "nbs")): [build_docs.text(c) for c in lint.read(p)["cells"] if c["cell_type"] == "markdown"] for p in lint.all_notebooks()}
-    pages = {name: build_docs.re.sub(r"(^|/)\d+_", r"\1", name.removesuffix(".ipynb")) for name in sources}
-    lost = []
+    pages, lost = pages_of_the_kit(), []
     for name, texts in sources.items():
         linker = build_docs.Linker(pages[name], pages, set(), facts.doc_host + facts.doc_baseurl)
         for words in texts:
-            made = build_docs.re.sub(r"^```.*?^```|`[^`\n]*`", "", linker(linkify(words)), flags=build_docs.re.M | build_docs.re.S)
+            made = build_docs.re.sub(build_docs.CODE, "", linker(linkify(words)), flags=build_docs.re.M | build_docs.re.S)
             lost += [f"{name}: {link}" for link in build_docs.re.findall(r"\]\(([^)\s]*\b\d+_\w+\.ipynb)", made)]
     assert sum(text.count(".ipynb)") for texts in sources.values() for text in texts) > 300 and not lost
 
@@ -246,8 +251,7 @@ def test_navigation_keeps_the_reading_order():
 
 
 def test_every_page_of_the_kit_has_its_part_of_the_navigation():
-    pages = {str(p.relative_to(ROOT / "nbs")): build_docs.re.sub(r"(^|/)\d+_", r"\1", str(p.relative_to(ROOT / "nbs").with_suffix(""))) for p in lint.all_notebooks()}
-    assert build_docs.navigation(pages)["About the kit"] == ["docrender"]
+    assert build_docs.navigation(pages_of_the_kit())["About the kit"] == ["docrender"]
 
 
 def test_the_front_page_says_what_is_done():

@@ -57,6 +57,10 @@ def label(page: str, name: str) -> str:
     return "api-" + re.sub(r"[./]", "-", page) + "-" + re.sub(r"[A-Z]", lambda m: "_" + m[0].lower(), name).replace(".", "-")
 
 
+CODE = r"^```.*?^```|`[^`\n]*`"  # a block, or within a line
+LINK = r"(?<!!)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)?)\]\(([^)#\s]*)(#[^)\s]*)?\)"  # words, target, anchor
+
+
 class Linker:
     "Rewrites the links of one page."
 
@@ -88,8 +92,7 @@ class Linker:
 
     def __call__(self, markdown: str) -> str:
         markdown = re.sub(r"\{target=[^}]*\}", "", markdown)
-        token = r"^```.*?^```|(?<!!)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)?)\]\(([^)#\s]*)(#[^)\s]*)?\)|`[^`\n]*`"  # a block of code, a link, or code; whichever begins first
-        markdown = re.sub(token, lambda m: m[0] if m[1] is None else self.link(m), markdown, flags=re.M | re.S)
+        markdown = re.sub(f"{CODE}|{LINK}", lambda m: m[0] if m[1] is None else self.link(m), markdown, flags=re.M | re.S)     # whichever begins first
         return our_choice(markdown)
 
 

@@ -89,8 +89,8 @@ PAUSE = 300   # seconds in which nothing is made
 def took(
     plan: Plan,      # the batch
     results: Path,   # results folder
-) -> float | None:   # seconds
-    "From the start of the first run to the last result; what lies between a stopped batch and its resumption, `PAUSE` or more, isn't counted. None where files were copied without their times."
+) -> float:          # seconds
+    "From the start of the first run to the last result; what lies between a stopped batch and its resumption, `PAUSE` or more, isn't counted."
     store, spans = RunStore(results), []
     for run in filter(store.done, plan.runs):
         end = (store.path(run) / 'metrics.json').stat().st_mtime
@@ -100,27 +100,27 @@ def took(
     starts, ends = np.array(sorted([*spans, *((t, t) for t in tables)])).T
     busy_until = np.maximum.accumulate(ends)
     idle = starts[1:] - busy_until[:-1]
-    wall = float(busy_until[-1] - starts[0] - idle[idle >= PAUSE].sum())
-    at_once = 2 * max(store.read(r, 'environment')['cpus'] for r in plan.runs if store.done(r))   # somebody may have asked for more than there are
-    return wall if wall * at_once >= sum(end - start for start, end in spans) else None            # more work than they could do: these times are a copy's
+    return float(busy_until[-1] - starts[0] - idle[idle >= PAUSE].sum())
 
 def machine(
     plan: Plan,      # the batch
     results: Path,   # results folder
 ) -> dict:
-    "Where, when and with what a batch was made."
+    "Where, when and with what a batch was made. No `wall_seconds` where it is more work than the cores could do in them: files were copied without their times."
     store = RunStore(results)
     done = [r for r in plan.runs if store.done(r)]
     where = [store.read(r, 'environment') for r in done]
     def each(key): return [k for k, _ in Counter(json.dumps(e[key]) for e in where).most_common()]
     tables = sum((places('studies', s, results)['final'] / 'table.csv').exists() for s in plan.studies)
+    wall, computing = took(plan, results), sum(sum(store.read(r, 'timing')['seconds'].values()) for r in done)
+    at_once = 2 * max((e['cpus'] for e in where), default=0)    # somebody may have asked for more than there are
     return {'batch': kept_name(plan), 'profile': plan.profile, 'about': plan.title, 'data': 'world' if plan.source == 'world' else 'real', 'machines': made_on(where),
             'threads': [json.loads(t) for t in each('threads')],
             'python': [json.loads(p) for p in each('python')], 'packages': [json.loads(p) for p in each('packages')], 'code': [json.loads(c) for c in each('code')],
             'commit': commit() if {e['code'] for e in where} == {code_hash()} else '',
             'date': datetime.now(UTC).date().isoformat(), 'seeds': sorted({plan.runs[r]['seed'] for r in done}), 'folds': sorted({plan.runs[r]['fold'] for r in done}),
-            'runs': [len(done), len(plan.runs)], 'tables': [tables, len(plan.studies)], 'computing_seconds': round(sum(sum(store.read(r, 'timing')['seconds'].values()) for r in done)),
-            'wall_seconds': None if (wall := took(plan, results)) is None else round(wall)}
+            'runs': [len(done), len(plan.runs)], 'tables': [tables, len(plan.studies)], 'computing_seconds': round(computing),
+            'wall_seconds': round(wall) if wall * at_once >= computing else None}
 
 # %% ../../nbs/study/53_reference.ipynb #f0672956
 LIMIT, SMALL_FIGURE, SMALL_SCORES = 8_000_000, 60_000, 100_000   # bytes
@@ -247,14 +247,15 @@ def batch_words(
     def listed(values): return ', '.join(map(str, values))
     def several(n, word): return f'{n:,} {word}' + 's' * (n != 1)
     def words(m): return ', '.join([m['processor'] or 'processor unknown', *([several(m['cpus'], 'CPU core')] if m['cpus'] else []), *([f"{m['memory_gb']:g} GB of memory"] if m['memory_gb'] else [])])
+    lasted = (f"{m['wall_seconds'] / 3600:.1f} hours from the start of the first run to the last result, without pauses" if m['wall_seconds'] is not None
+              else 'results were copied, so how long the batch took is unknown')
     rows = [('profile', f"{m['profile']}: {m['about']}"), ('data', 'the synthetic face world; published numbers are of photographs' if m['data'] == 'world' else 'real data'),
             ('machine', '; '.join(dict.fromkeys(map(words, m['machines'])))), ('trained on', listed(dict.fromkeys(e['device'] for e in m['machines']))),
             ('threads a run', listed(m['threads'])), ('Python', listed(m['python'])), ('packages', packages),
             ('commit', f"{m['commit'] or 'another than the one that was checked out when the batch was kept'}; code of the methods {listed(m['code'])}"), ('date', m['date']),
             ('seeds', listed(m['seeds']) + ('; one training of each network, so no claim can be *supported* or *refuted* by it' if len(m['seeds']) == 1 else '')), ('folds', listed(m['folds'])),
             ('made', f"{m['runs'][0]} of {several(m['runs'][1], 'run')}, {m['tables'][0]} of {several(m['tables'][1], 'table')}"),
-            ('time', f"{m['computing_seconds'] / 3600:.1f} hours of computing, " + ('results were copied, so how long the batch took is unknown' if m['wall_seconds'] is None else
-             f"{m['wall_seconds'] / 3600:.1f} hours from the start of the first run to the last result, without pauses")),
+            ('time', f"{m['computing_seconds'] / 3600:.1f} hours of computing, {lasted}"),
             ('left out here', f"{several(len(m['left_out']), 'file')} too large or not to be passed on" if m['left_out'] else 'nothing')]
     return Shown(markdown(pd.DataFrame(rows, columns=['', f"batch `{m['batch']}`"])))
 
